@@ -228,7 +228,7 @@ def set_up() -> None:
     torch = choose_torch(python)
     say("4/4 unipercept with all extras and the tools for development")
     install([*torch, *kernel_test_tools()])
-    STAMP.write_text(wanted)
+    STAMP.write_text(wanted, encoding="utf-8")
     say(f"set up in {time.monotonic() - started:.0f} s")
 
 
@@ -249,7 +249,7 @@ def fingerprint() -> str:
 
 def is_ready(wanted: str) -> bool:
     """Whether the last set-up ended, was for the same files, and its interpreter still runs."""
-    if not STAMP.is_file() or STAMP.read_text() != wanted:
+    if not STAMP.is_file() or STAMP.read_text(encoding="utf-8") != wanted:
         return False
     probe = "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ('unipercept', 'torch', 'pytest'))))"
     return call(PYTHON, "-P", "-c", probe, quiet=True) == 0

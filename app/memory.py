@@ -10,7 +10,7 @@ class PeakMemory:
 
     def __init__(self) -> None:
         with suppress(OSError):  # starts the kernel's high-water mark afresh
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         self._start = self._read("VmRSS:")
 
     def rise_mb(self) -> float | None:
@@ -40,7 +40,7 @@ def return_memory() -> None:
 def _status(process: str, field: str) -> float | None:
     """A field of /proc in bytes."""
     with suppress(OSError):
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(field):
                 return float(line.split()[1]) * 1024
     return None

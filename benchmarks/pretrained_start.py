@@ -58,6 +58,28 @@ def errors(
     return float(np.abs(forecast - truth).mean() / scale), held
 
 
+def forecast(
+    method: str, history: np.ndarray, period: int, seconds: float, weights: Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """HORIZON points after the history, and HORIZONxQ quantiles of a method that gives them."""
+    if method == "last cycle":
+        return history[-period:][np.arange(HORIZON) % period], None
+    if method in ("from scratch", "pretrained"):
+        if method == "pretrained":
+            known = Pretrained(period, "cpu", weights)
+            levels = known.predict(history[:, None], [len(history)], HORIZON)[0, :, 0]
+        else:
+            model = NetworkForecaster(ForecastConfig()).fit(
+                history[:, None], HORIZON, period=period, device="cpu", seconds=seconds
+            )
+            levels = model.predict(history[None, :, None], HORIZON)[0, :, 0]
+        return levels[:, MEDIAN], levels
+    plain, unit = Ets(period) if method == "ETS" else Theta(period), history.std()
+    scaled = ((history - history.mean()) / unit)[:, None]
+    plain.fit(scaled, HORIZON, seconds)
+    return plain.predict(scaled, [len(history)], HORIZON)[0, :, 0] * unit + history.mean(), None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -82,25 +104,7 @@ def main() -> None:
             by_set: dict[str, list[tuple[float, float]]] = {name: [] for name in SETS}
             began = time.perf_counter()
             for name, period, history, truth in drawn:
-                levels = None
-                if method == "last cycle":
-                    point = history[-period:][np.arange(HORIZON) % period]
-                elif method == "from scratch":
-                    model = NetworkForecaster(ForecastConfig()).fit(
-                        history[:, None], HORIZON, period=period, device="cpu", seconds=arguments.seconds
-                    )
-                    levels = model.predict(history[None, :, None], HORIZON)[0, :, 0]
-                elif method == "pretrained":
-                    known = Pretrained(period, "cpu", arguments.weights)
-                    levels = known.predict(history[:, None], [len(history)], HORIZON)[0, :, 0]
-                else:
-                    plain = Ets(period) if method == "ETS" else Theta(period)
-                    unit = history.std()
-                    scaled = ((history - history.mean()) / unit)[:, None]
-                    plain.fit(scaled, HORIZON, arguments.seconds)
-                    point = plain.predict(scaled, [len(history)], HORIZON)[0, :, 0] * unit + history.mean()
-                if levels is not None:
-                    point = levels[:, MEDIAN]
+                point, levels = forecast(method, history, period, arguments.seconds, arguments.weights)
                 by_set[name].append(errors(point, levels, truth, history, period))
             seconds = (time.perf_counter() - began) / len(drawn)
             each = [np.mean([e for e, _ in by_set[name]]) for name in SETS]

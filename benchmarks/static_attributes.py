@@ -67,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
-    parser.add_argument("--methods", default="network", help="of the verb; commas between, empty for all")
+    parser.add_argument("--methods", default="network", help="of the command; commas between, empty for all")
     parser.add_argument("--sets", default="promotions,shocks")
     arguments = parser.parse_args()
     methods = tuple(name for name in arguments.methods.split(",") if name)

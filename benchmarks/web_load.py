@@ -84,7 +84,7 @@ class Load:
 
 
 def start_server() -> tuple[subprocess.Popen[str], str, float]:
-    """The verb itself on a free port; the process, its address, and the seconds until it could be opened."""
+    """`unipercept app` itself on a free port; the process, its address, and the seconds until it could be opened."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "unipercept", "app", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})

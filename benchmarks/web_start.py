@@ -65,8 +65,8 @@ def first_paint(url: str) -> float | None:
 def processor_seconds(pid: int) -> float:
     """What a process and its children have used so far, on all processors; NaN where /proc does not say (not Linux)."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
     except OSError:
         return math.nan
     own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -123,11 +123,11 @@ def _modelnet(card: SetCard, folder: Path, split: str) -> LabelledSet:
     card.check_split(split)
     h5 = sorted(folder.glob(f"ply_data_{split}*.h5"))
     if h5:
-        names = existing(folder, "shape_names.txt", card).read_text().split()
+        names = existing(folder, "shape_names.txt", card).read_text(encoding="utf-8").split()
         return _from_h5(replace(card, class_names=tuple(names)), split, h5)
     lists = list(folder.glob(f"modelnet*_{split}.txt"))
     if lists:
-        stems = lists[0].read_text().split()
+        stems = lists[0].read_text(encoding="utf-8").split()
         found = [(folder / stem.rpartition("_")[0] / f"{stem}.txt", stem.rpartition("_")[0]) for stem in stems]
         return _from_paths(card, split, found, as_points=True)
     found = [(path, path.parts[-3]) for path in sorted(folder.glob(f"*/{split}/*.off"))]

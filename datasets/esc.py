@@ -94,7 +94,7 @@ def _set(
 
 def _from_table(folder: Path, split: str, card: SetCard, *, only_esc10: bool) -> LabelledSet:
     card.check_split(split)
-    with existing(folder, "meta/esc50.csv", card).open(newline="") as file:
+    with existing(folder, "meta/esc50.csv", card).open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if not only_esc10 or row["esc10"] == "True"]
     names = {int(row["target"]): row["category"].replace("_", " ") for row in rows}
     order = sorted(names)

@@ -34,14 +34,14 @@ def fetch(card: SetCard, folder: str | Path, progress: Progress | None = None) -
             fetch_url(file.url, target, sha256=expected or None, progress=progress)
         recorded[file.name] = sha256_of(target)
         with atomic_path(folder / CHECKSUMS) as temporary:
-            temporary.write_text(json.dumps(recorded, indent=1) + "\n")
+            temporary.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
         paths.append(target)
     return paths
 
 
 def _recorded(folder: Path) -> dict[str, str]:
     try:
-        content = json.loads((folder / CHECKSUMS).read_text())
+        content = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}

@@ -151,7 +151,7 @@ def cifar10(folder: str | Path, split: str = "train") -> LabelledSet:
 def cifar100(folder: str | Path, split: str = "train") -> LabelledSet:
     """32x32x3 uint8, the hundred fine classes."""
     CIFAR100.check_split(split)
-    names = tuple(existing(folder, "fine_label_names.txt", CIFAR100).read_text().split())
+    names = tuple(existing(folder, "fine_label_names.txt", CIFAR100).read_text(encoding="utf-8").split())
     return _cifar(replace(CIFAR100, class_names=names), folder, split, [f"{split}.bin"], label_bytes=2)
 
 
@@ -160,7 +160,7 @@ def speech_commands_v2(folder: str | Path, split: str = "train") -> LabelledSet:
     SPEECH_COMMANDS.check_split(split)
     root = Path(folder)
     held_out = {
-        part: set(existing(root, f"{name}_list.txt", SPEECH_COMMANDS).read_text().split())
+        part: set(existing(root, f"{name}_list.txt", SPEECH_COMMANDS).read_text(encoding="utf-8").split())
         for part, name in (("validation", "validation"), ("test", "testing"))
     }
     words = SPEECH_COMMANDS.class_names
@@ -180,7 +180,7 @@ def kinetics400(folder: str | Path, split: str = "train") -> LabelledSet:
     KINETICS400.check_split(split)
     root = Path(folder)
     found = []
-    for line in existing(root, f"{split}.csv", KINETICS400).read_text().splitlines():
+    for line in existing(root, f"{split}.csv", KINETICS400).read_text(encoding="utf-8").splitlines():
         name, _, label = line.strip().replace(",", " ").rpartition(" ")
         if not name or not label.isdigit():
             raise InputError(f"{split}.csv of kinetics400 must hold lines of `path label`, got {line[:60]!r}")
@@ -189,7 +189,7 @@ def kinetics400(folder: str | Path, split: str = "train") -> LabelledSet:
     count = max((label for _, label in found), default=0) + 1
     names_file = root / "class_names.txt"
     names = (
-        tuple(names_file.read_text().splitlines())
+        tuple(names_file.read_text(encoding="utf-8").splitlines())
         if names_file.is_file()
         else tuple(f"class {i}" for i in range(count))
     )
@@ -201,10 +201,10 @@ def ucf101(folder: str | Path, split: str = "train-1") -> LabelledSet:
     UCF101.check_split(split)
     root, (part, _, number) = Path(folder), split.partition("-")
     lists = root / "ucfTrainTestlist"
-    lines = existing(lists, "classInd.txt", UCF101).read_text().splitlines()
+    lines = existing(lists, "classInd.txt", UCF101).read_text(encoding="utf-8").splitlines()
     names = tuple(line.split()[1] for line in lines if line.strip())
     found = []
-    for line in existing(lists, f"{part}list0{number}.txt", UCF101).read_text().splitlines():
+    for line in existing(lists, f"{part}list0{number}.txt", UCF101).read_text(encoding="utf-8").splitlines():
         if line.strip():
             name = line.split()[0]
             found.append((root / "UCF-101" / name, names.index(name.partition("/")[0])))
@@ -217,8 +217,8 @@ def something_something_v2(folder: str | Path, split: str = "train") -> Labelled
     SSV2.check_split(split)
     root = Path(folder)
     try:
-        table = json.loads(existing(root, "labels/labels.json", SSV2).read_text())
-        entries = json.loads(existing(root, f"labels/{split}.json", SSV2).read_text())
+        table = json.loads(existing(root, "labels/labels.json", SSV2).read_text(encoding="utf-8"))
+        entries = json.loads(existing(root, f"labels/{split}.json", SSV2).read_text(encoding="utf-8"))
         found = [
             (
                 root / "20bn-something-something-v2" / f"{entry['id']}.webm",
@@ -236,14 +236,14 @@ def audioset(folder: str | Path, split: str = "balanced_train") -> LabelledSet:
     """Paths of the clips that are there; targets are 0/1 for each class."""
     AUDIOSET.check_split(split)
     root = Path(folder)
-    with existing(root, "class_labels_indices.csv", AUDIOSET).open(newline="") as file:
+    with existing(root, "class_labels_indices.csv", AUDIOSET).open(newline="", encoding="utf-8") as file:
         classes = list(csv.DictReader(file))
     position = {row["mid"]: int(row["index"]) for row in classes}
     here = {
         path.stem: path for path in sorted((root / split).glob("*")) if path.suffix in (".wav", ".flac", ".ogg", ".mp3")
     }
     found: list[tuple[Path, NDArray[np.int64]]] = []
-    with existing(root, f"{split}_segments.csv", AUDIOSET).open(newline="") as file:
+    with existing(root, f"{split}_segments.csv", AUDIOSET).open(newline="", encoding="utf-8") as file:
         for row in csv.reader((line for line in file if not line.startswith("#")), skipinitialspace=True):
             if row and row[0] in here:
                 target = np.zeros(len(classes), np.int64)

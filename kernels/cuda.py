@@ -190,7 +190,7 @@ def architecture_of(device: torch.device) -> str:
 
 def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str], architecture: str) -> bytes:
     """The machine code for `architecture` ("sm_90"), from the cache on disk where it is there."""
-    source = "\n".join((resources.files(package) / file).read_text() for file in files)
+    source = "\n".join((resources.files(package) / file).read_text(encoding="utf-8") for file in files)
     options = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in defines.items())]
     made_of = (source, *options, nvrtc_version())
     return kept(made_of, "cubin", lambda: compile_source(source, options))

@@ -41,7 +41,7 @@ class Measured(Generic[Tile]):
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {key: asdict(tile) for key, tile in (self._of(device_name) | dict(best)).items()}  # type: ignore[call-overload]
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+        temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         os.replace(temporary, path)
         self.forget()
         return path
@@ -61,7 +61,7 @@ class Measured(Generic[Tile]):
 
     def _load(self, path: Path) -> dict[str, Tile]:
         try:
-            return {key: self._read(fields) for key, fields in json.loads(path.read_text()).items()}
+            return {key: self._read(fields) for key, fields in json.loads(path.read_text(encoding="utf-8")).items()}
         except (OSError, ValueError, TypeError, AttributeError, KeyError):
             return {}
 

@@ -82,33 +82,33 @@ class TimeSeriesPipeline(Pipeline[Series]):
         config: TimeSeriesConfig = TimeSeriesConfig(),
         *,
         model: PerceptionModel | None = None,
-        judge: Callable[[Any], Anomalies] | None = None,
+        find_anomalies: Callable[[Any], Anomalies] | None = None,
     ) -> None:
-        """`judge` finds anomalies in a table; if it is given, `perceive` returns them, and a trained head
+        """`find_anomalies` does so in a table; if it is given, `perceive` returns them, and a trained head
         adds the kind of each column.
         """
         super().__init__(model)
         self.config = config
-        self.judge = judge
+        self.find_anomalies = find_anomalies
 
     @property
     def looks_at_maps(self) -> bool:
-        return self.judge is None
+        return self.find_anomalies is None
 
     def __call__(self, path: Any) -> Labels | Anomalies:
-        """Anomalies of the table, and the kind of each column; without a judge, the labels of the trained
+        """Anomalies of the table, and the kind of each column; without `find_anomalies`, the labels of the trained
         head, averaged over the columns.
         """
-        if self.judge is None:
+        if self.find_anomalies is None:
             return super().__call__(path)
-        found = self.judge(path)
+        found = self.find_anomalies(path)
         if self.model is None or self.model.labels is None:
             return found
         return replace(found, metadata={**found.metadata, "kinds": self.kinds(path)})
 
     def kinds(self, path: Any) -> list[dict[str, Any]]:
         """The trained head's label for each variable's last window, for at most `MAX_KINDS` of them: variable, kind,
-        score, model, remarks (`strangeness`, `notice`), and the number of steps used.
+        score, model, remarks (`ood_score`, `notice`), and the number of steps used.
 
         Raises:
             InputError: the table holds no series.

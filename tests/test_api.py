@@ -54,11 +54,11 @@ def test_a_model_without_a_head_says_so(recordings):
             unipercept.perceive(path, model="unireplknet_a")
 
 
-def test_the_default_model_names_what_it_knows_and_says_what_is_strange_to_it(recordings):
+def test_the_default_model_names_what_it_knows_and_says_what_is_out_of_distribution(recordings):
     for path in recordings:
         found = unipercept.perceive(path)
         assert found.model == f"universal.{found.metadata['task']}"
-        assert ("notice" in found.metadata) == (found.metadata["strangeness"] > 1)
+        assert ("notice" in found.metadata) == (found.metadata["ood_score"] > 1)
         assert found.metadata.get("notice", "") in found.to_text()
 
 
@@ -84,8 +84,8 @@ def test_a_head_speaks_of_its_own_modality_alone(recordings, tmp_path):
         unipercept.perceive(recordings[1], model=str(path))
 
 
-def test_of_several_heads_that_speaks_to_which_the_recording_is_least_strange(recordings, monkeypatch):
-    strange = {"one": 3.0, "two": 0.5, "three": 2.0}
+def test_of_several_heads_that_speaks_to_which_the_recording_is_least_out_of_distribution(recordings, monkeypatch):
+    scores = {"one": 3.0, "two": 0.5, "three": 2.0}
 
     class Judging:
         looks_at_maps = False
@@ -94,11 +94,11 @@ def test_of_several_heads_that_speaks_to_which_the_recording_is_least_strange(re
             self.modality, self.name = modality, name
 
         def __call__(self, path):
-            found = {"strangeness": strange[self.name]}
+            found = {"ood_score": scores[self.name]}
             return Labels(("x",), (1.0,), str(path), self.modality, self.name, found)
 
     monkeypatch.setattr(api, "pipeline", Judging)
-    monkeypatch.setattr(api, "tasks_for", lambda model, modality: tuple(strange))
+    monkeypatch.setattr(api, "tasks_for", lambda model, modality: tuple(scores))
     assert unipercept.perceive(recordings[0]).model == "two"
 
 

@@ -1,4 +1,4 @@
-"""What is usual to a head: distances are Mahalanobis', one view is enough to be strange, and
+"""What is usual to a head: distances are Mahalanobis', one view is enough to be out of distribution, and
 files keep what was measured.
 """
 
@@ -53,12 +53,12 @@ def test_a_distance_is_mahalanobis_of_the_scaled_views():
     assert torch.allclose(found.content.distance(away), (exact.amin(dim=0) / 6).sqrt(), rtol=0.02)
 
 
-def test_nearly_all_that_is_usual_is_called_so_and_either_view_can_be_strange(found):
+def test_nearly_all_that_is_usual_is_called_so_and_either_view_can_be_out_of_distribution(found):
     vectors, textures = drawn(2_000, 3)[0]
-    assert 0.03 < float((found.strangeness(vectors, textures) > 1).double().mean()) < 0.08
+    assert 0.03 < float((found.ood_score(vectors, textures) > 1).double().mean()) < 0.08
     between = vectors + 2.5 * torch.eye(6)[0]
-    assert (found.strangeness(between, textures) > 1).all()
-    assert (found.strangeness(vectors, textures + 10 * torch.eye(4)[1]) > 1).all()
+    assert (found.ood_score(between, textures) > 1).all()
+    assert (found.ood_score(vectors, textures + 10 * torch.eye(4)[1]) > 1).all()
 
 
 def kinds(count, seed):
@@ -77,13 +77,13 @@ def test_classes_with_enough_recordings_have_a_covariance_each(count):
     is_own = count == 2 * OWN_FROM
     assert len(found.content.directions) == len(found.texture.variances) == (2 if is_own else 1)
     views, kind = kinds(4_000, 2)
-    strange = found.strangeness(*views) > 1
-    narrow, wide = (float(strange[kind == one].double().mean()) for one in (0, 1))
-    assert (narrow > 0.02) == is_own  # under one covariance no member of the narrow kind is ever strange
+    flagged = found.ood_score(*views) > 1
+    narrow, wide = (float(flagged[kind == one].double().mean()) for one in (0, 1))
+    assert (narrow > 0.02) == is_own  # under one covariance no member of the narrow kind is ever flagged
     assert wide < 0.12
-    # What lies as far from a narrow kind as members of the wide one from each other is strange to both.
+    # What lies as far from a narrow kind as members of the wide one from each other is flagged by both.
     beside = views[0][kind == 0] + 2 * torch.eye(6)[1], views[1][kind == 0]
-    assert bool((found.strangeness(*beside) > 1).all()) == is_own
+    assert bool((found.ood_score(*beside) > 1).all()) == is_own
 
 
 def test_files_of_one_covariance_for_all_classes_are_read(found):
@@ -91,13 +91,13 @@ def test_files_of_one_covariance_for_all_classes_are_read(found):
         key: value[0] if key.endswith(("directions", "variances")) else value for key, value in found.tensors().items()
     }
     views = drawn(50, 4)[0]
-    assert torch.equal(Familiarity.from_tensors(before).strangeness(*views), found.strangeness(*views))
+    assert torch.equal(Familiarity.from_tensors(before).ood_score(*views), found.ood_score(*views))
 
 
 def test_what_is_stored_says_the_same(found):
     again = Familiarity.from_tensors(found.tensors())
     views = drawn(50, 4)[0]
-    assert torch.equal(again.strangeness(*views), found.strangeness(*views))
+    assert torch.equal(again.ood_score(*views), found.ood_score(*views))
 
 
 def test_a_damaged_file_beside_the_weights_is_one_line(found, tmp_path):
@@ -118,7 +118,7 @@ def test_a_class_without_recordings_and_a_dead_channel_are_no_obstacle():
     textures[:, 2] = 7.0
     found = fit_familiarity((vectors, textures), targets * 3, (vectors, textures))
     assert found.content.means.shape == (2, 6)
-    assert found.strangeness(vectors, textures).isfinite().all()
+    assert found.ood_score(vectors, textures).isfinite().all()
 
 
 def test_a_texture_is_the_mean_and_the_deviation_of_each_channel():
@@ -146,7 +146,7 @@ def test_a_file_takes_what_was_measured_and_keeps_its_weights(found, tmp_path):
     shared_weights.set_familiarity(path, {"fsdd": found})
     views = drawn(50, 5)[0]
     read = shared_weights.familiarity(path, "fsdd")
-    assert torch.equal(read.strangeness(*views), found.strangeness(*views))
+    assert torch.equal(read.ood_score(*views), found.ood_score(*views))
     after = load_file(path)
     assert all(torch.equal(after[key], small[key]) for key in small if "familiar" not in key and "centres" not in key)
     assert shared_weights.read_facts(path) == facts

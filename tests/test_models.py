@@ -33,7 +33,7 @@ def test_the_default_model_is_the_universal_one_and_each_modality_gets_its_netwo
     assert "unireplknet_a" in model_card("default").limits
 
 
-def test_a_task_of_the_universal_model_is_a_model_that_knows_what_is_strange_to_it():
+def test_a_task_of_the_universal_model_is_a_model_that_knows_what_is_out_of_distribution():
     model = load_model("universal.shapes3d", in_channels=4)
     assert model.labels == model_card("universal.shapes3d").labels()
     features = model.features(torch.randn(3, 4, 64, 64, generator=torch.Generator().manual_seed(0)))
@@ -41,7 +41,7 @@ def test_a_task_of_the_universal_model_is_a_model_that_knows_what_is_strange_to_
     assert model.familiarity is not None
     content, texture = model.familiarity.content, model.familiarity.texture
     usual, still = content.means[0] * content.scale, texture.means[0] * texture.scale
-    assert model.remarks(usual, still) == {"task": "shapes3d", "strangeness": 0.0}
+    assert model.remarks(usual, still) == {"task": "shapes3d", "ood_score": 0.0}
     assert "it knows only sphere, box" in model.remarks(-usual, still)["notice"]
     assert "it knows only sphere, box" in model.remarks(usual, still + 100)["notice"]
     assert fingerprint("universal.shapes3d") == fingerprint("universal")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unipercept.errors import InputError
+from unipercept.page import page
 from unipercept.results import Anomalies, Embedding, Forecast, Labels
 from unipercept.results.anomalies import MAX_KINDS_SHOWN
 
@@ -176,6 +177,11 @@ def test_dollars_and_odd_bytes_in_names_are_kept_as_they_are(tmp_path, suffix):
         text = path.read_text(encoding="utf-8").replace("\\\\", "\\")
         assert "US$ in A$_" in text
         assert "$x_$ \\xff.jpg" in text
+
+
+def test_a_page_can_be_written_whatever_the_name_of_the_file():
+    written = page(os.fsdecode(b"\xff.csv"), os.fsdecode(b"<p>\xfe</p>"), "").encode()
+    assert b"<h1>\\xff.csv</h1><p>\\xfe</p>" in written
 
 
 def test_the_name_of_a_file_cannot_write_on_a_terminal():

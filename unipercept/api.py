@@ -52,13 +52,13 @@ def pipeline(modality: str, model: str | Path = "default", device: str = AUTO, c
     chosen = _AnyChannels(model_for(model, modality), device, modality)
     made = make_pipeline(modality, chosen.card, model=chosen, config=config)
     if isinstance(made, TimeSeriesPipeline) and (model_card(model).name == UNIVERSAL or chosen.labels is None):
-        made.judge = _anomalies
+        made.find_anomalies = _anomalies
     return made
 
 
-def strangeness(result: Labels | Anomalies) -> float:
+def ood_score(result: Labels | Anomalies) -> float:
     """Out-of-distribution score of a result; above 1 the labels carry a notice. 0 where the model has none."""
-    return float(result.metadata.get("strangeness", 0.0))
+    return float(result.metadata.get("ood_score", 0.0))
 
 
 def _anomalies(source: Any) -> Anomalies:
@@ -139,6 +139,9 @@ def perceive(
     distribution even for it: its labels are then meaningless.
 
     Args:
+        path: a file, or several.
+        modality: "auto" (detected from the content), or one of those of `pipeline`.
+        model, device: as of `pipeline`.
         on_progress: called with the share of the maps that has been sent to the network, from 0 to 1.
 
     Raises:
@@ -166,7 +169,7 @@ def perceive_files(
     """As `perceive`, for files of which some may be unreadable: yields each path with its result or its error, in
     order, as soon as it is done.
 
-    Maps of several files share passes of the network.
+    Maps of several files share passes of the network. Arguments are those of `perceive`.
     """
     model = check_model_name(model)
 
@@ -182,7 +185,7 @@ def perceive_files(
     for path, outputs in perceive_chunk(
         [path_text(path) for path in _listed(paths)], heads_of, on_progress=on_progress
     ):
-        yield path, outputs if isinstance(outputs, UniperceptError) else min(outputs, key=strangeness)
+        yield path, outputs if isinstance(outputs, UniperceptError) else min(outputs, key=ood_score)
 
 
 @overload
@@ -214,6 +217,12 @@ def encode(
     torch.Size([320])
 
     For folders, many files or files that may be unreadable, use `encode_files`: it writes as it goes and can resume.
+
+    Args:
+        path: a file, or several.
+        modality: "auto" (detected from the content), or one of those of `pipeline`.
+        model, device: as of `pipeline`.
+        batch_size: maps of 224x224 that share a pass of the network; larger maps share it with fewer.
 
     Raises:
         InputError: a file cannot be used; the message says which and why.
@@ -257,6 +266,8 @@ def forecast(
         period: steps in a cycle; default: detected.
         methods: which to back-test, of `unipercept.forecasting.methods.NAMES`; default: all.
         seconds: approximate time limit.
+        device: of the networks among the methods: "auto", "cpu", "cuda" …
+        seed: of all that is random; the same file, methods and seed give the same forecast, except for `network`.
 
     Raises:
         InputError: the table or an argument cannot be used; one line says why.

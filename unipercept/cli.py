@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (2>&-); the next file opened would get its descriptor
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 -- until the process ends
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 -- until the process ends
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text; in JSON too, \udcff stands for such a byte
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -232,7 +232,7 @@ def universal(
             config=config,
             only=only or (),
             device=device,
-            judge_test=test,
+            with_test=test,
             all_train=everything,
             resume=resume,
             start=start,

@@ -97,7 +97,7 @@ def fetch_file(
 def record_of(target: Path) -> dict[str, str]:
     """The record of a cached file: `url`, `commit`, `sha256`; empty where there is no record."""
     try:
-        found = json.loads(_record_path(target).read_text())
+        found = json.loads(_record_path(target).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
@@ -146,7 +146,7 @@ def _record_path(target: Path) -> Path:
 
 def _write_record(target: Path, record: dict[str, str]) -> None:
     with atomic_path(_record_path(target)) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _hub() -> str:

@@ -62,6 +62,7 @@ def encode_files(
     Args:
         inputs: files, folders (searched in sorted order, hidden names skipped) and Zarr folders (one input each).
         output: folder to make; its name ends in .parquet.
+        settings: model, modality, device and batch size, with the defaults of `encode`.
         resume: continue where an earlier run into `output` ended; files that changed since are encoded again.
         files_per_part: how much work a kill can cost at most.
         on_start: called once with the number of files.
@@ -177,7 +178,7 @@ def _prepare(output: Path, job: dict[str, Any], *, resume: bool) -> None:
         raise InputError(f"{output.parent} holds the vectors of another job; name an output outside of it")
     with atomic_path(output) as temporary:
         temporary.mkdir()
-        (temporary / JOB_FILE).write_text(json.dumps(job, indent=1) + "\n")
+        (temporary / JOB_FILE).write_text(json.dumps(job, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_nothing_is_lost(output: Path, paths: list[str]) -> None:
@@ -197,7 +198,7 @@ def _check_same_job(output: Path, job: dict[str, Any], *, resume: bool) -> None:
     if not resume:
         raise InputError(f"{output} exists; add --resume to go on with it, or name another output")
     try:
-        before = json.loads((output / JOB_FILE).read_text())
+        before = json.loads((output / JOB_FILE).read_text(encoding="utf-8"))
         different = sorted(key for key in job.keys() | before.keys() if job.get(key) != before.get(key))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{output} was not made by unipercept encode; name another output") from error
@@ -284,7 +285,7 @@ def _write_failures(output: Path, failures: list[tuple[str, str]]) -> None:
         return
     with atomic_path(target) as temporary:
         records = [{"path": path, "error": error} for path, error in failures]
-        temporary.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _remove_leftovers(output: Path, n_parts: int) -> None:

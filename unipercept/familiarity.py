@@ -38,7 +38,9 @@ OWN_DIRECTIONS = 16  # of the covariance of a class, likewise
 OWN_FROM = 200  # recordings of each class
 RECORDINGS_A_DIRECTION = 6  # at least
 USUAL = 0.95  # share of the validation recordings that counts as usual
-SMALLEST_SCALE = 0.01  # of a view's median one: a channel that is dead in training is no proof of strangeness
+SMALLEST_SCALE = (
+    0.01  # of a view's median one: a channel that is dead in training is no proof of being out of distribution
+)
 TEXTURE_STAGE = 1  # the second
 BESIDE = "familiar.safetensors"
 
@@ -86,7 +88,7 @@ class Familiarity:
     texture: Gaussian
     limits: Tensor
 
-    def strangeness(self, vectors: Tensor, textures: Tensor) -> Tensor:
+    def ood_score(self, vectors: Tensor, textures: Tensor) -> Tensor:
         """R scores from vectors and textures: 1 at the 95 % quantile of the validation recordings, more beyond it."""
         return self._worse(vectors, textures) / self.limits[2].double()
 

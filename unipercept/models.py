@@ -93,10 +93,10 @@ class Model:
         """
         if self.familiarity is None:
             return {}
-        strangeness = float(self.familiarity.strangeness(vector[None], texture[None]))
+        ood_score = float(self.familiarity.ood_score(vector[None], texture[None]))
         found: dict[str, Any] = {"task": self.card.task} if self.card.task else {}
-        found["strangeness"] = round(strangeness, 3)
-        if strangeness > 1:
+        found["ood_score"] = round(ood_score, 3)
+        if ood_score > 1:
             known = ", ".join(map(printable, self.labels or ()))
             head = f"the head of {self.card.task}" if self.card.task else "this model"
             found["notice"] = f"unlike what {head} was trained on; it knows only {known}"

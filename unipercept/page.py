@@ -4,6 +4,8 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
+from unipercept.errors import as_text
+
 STYLE = """
 :root{color-scheme:light dark;--ink:#111827;--soft:#4b5563;--line:#e5e7eb;--paper:#fff;--card:#f9fafb;--accent:#0072b2}
 @media(prefers-color-scheme:dark){:root{--ink:#e5e7eb;--soft:#9ca3af;--line:#374151;--paper:#0f1419;--card:#161d26;--accent:#56b4e9}}
@@ -45,8 +47,8 @@ code{font:.88em ui-monospace,SFMono-Regular,Menlo,monospace}
 
 
 def page(title: str, lead: str, body: str) -> str:
-    """A whole document. `lead` and `body` are HTML, `title` is text."""
-    return (
+    """A whole document. `lead` and `body` are HTML, `title` is text; odd bytes of file names are spelt out."""
+    return as_text(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,'
         f'initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1>'
         f"{lead}{body}</main></body></html>\n"

@@ -59,7 +59,7 @@ def load_cascade(
         alone = {"model": path.name, "name": path.stem, "steps": WHOLE_FORECAST}
         return Cascade([_stage(alone, path.parent, device, stochastic_depth)], seed=drawn)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         stages = [_stage(entry, path.parent, device, stochastic_depth) for entry in content["stages"]]
         blended = int(content.get("blend_steps", 0))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,7 +102,7 @@ def _file_settings(path: str | Path) -> dict[str, Any]:
     if path.suffix != ".json" or not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text()).get("ensemble", {})
+        found = json.loads(path.read_text(encoding="utf-8")).get("ensemble", {})
         if not set(found) <= ENSEMBLE_FIELDS:
             raise ValueError(f"got {', '.join(map(str, found))}")
         EnsembleSettings(**{name: value for name, value in found.items() if name != "n_stages"})
@@ -115,7 +115,9 @@ def _file_settings(path: str | Path) -> dict[str, Any]:
 def save_cascade(path: str | Path, stages: Sequence[Mapping[str, Any]], **facts: Any) -> None:
     """Write cascade.json: stages as {"name", "model" (a file beside it), "steps"}."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"stages": [dict(stage) for stage in stages], **facts}, indent=2) + "\n")
+        temporary.write_text(
+            json.dumps({"stages": [dict(stage) for stage in stages], **facts}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _stage(entry: Mapping[str, Any], folder: Path, device: str | torch.device, stochastic_depth: float | None) -> Stage:

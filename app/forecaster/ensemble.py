@@ -161,7 +161,9 @@ def perturbed_members(
         std: standard deviation of each channel, V values in physical units: `amplitude` is a share of it.
         kind: "none", "gaussian" (white), "red" (smooth on the sphere), "bred" (red, then grown by the model itself), or
             "tendency": all alike, it is their steps that `TendencyNoise` changes.
-        cascade: needed for "bred".
+        seed: of the noise; each member draws its own.
+        length_km: correlation length of "red" noise.
+        cascade, breeding_cycles: the model for "bred", and how often it grows and rescales the noise.
 
     Raises:
         InputError: another kind, or a state of several times.

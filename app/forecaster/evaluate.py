@@ -104,6 +104,7 @@ def evaluate(
         truth: a dataset of `open_fields` over time; float32 as it is stored.
         climatology: for the anomaly correlation, the activity and a baseline; None leaves those out.
         channels: which; None for all that forecasts and truth share.
+        boxes, shares, weights: regions and weights of cells, as of `ScoreBoard`.
         on_forecast: called for each initial time that has been scored.
 
     Raises:

@@ -126,12 +126,17 @@ def forecast(
     states on disk. At most two states wait for the disk, whatever the length of the forecast.
 
     Args:
+        cascade: its stages make the steps in turn.
         frames: analyses, read with the model's channels.
+        times: initial times; `frames` holds these and what the network needs before them.
         n_steps: of each forecast.
         output: Zarr folder to make; see `ForecastWriter`.
         ensemble: None for one forecast without the dimension `number`.
+        device: where the networks run.
         hooks: called after each step, after the ensemble's own. They must depend on the state alone, or a resumed
             forecast differs.
+        attributes: further ones of the store.
+        resume: continue a run that was stopped; without it, `output` must not exist.
         batch_size: initial times that run together.
         on_step: called with a number of initial times and the step that they have reached.
 

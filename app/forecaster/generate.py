@@ -270,7 +270,7 @@ def _is_whole(path: Path, config: GenerateConfig) -> bool:
     if not path.exists() or (path / PROGRESS).exists():
         return False
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+        attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a store that generate wrote; remove it or choose another name") from error
     if attributes.get("settings") != _settings(config):

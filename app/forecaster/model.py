@@ -164,6 +164,9 @@ def new_model(
 
     Args:
         name: of the preset.
+        channels, units: V names and their units.
+        statistics: of the training period, by which fields and changes are scaled.
+        step_hours: lead of one step.
         static: SxHxW fields that never change, standardised; position (sines and cosines) always comes before them,
             except in the `puyun` preset, which has none unless some are given.
         settings: any of `NetworkConfig`.

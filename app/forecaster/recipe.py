@@ -118,11 +118,18 @@ def train_cascade(
     stopped continues with `resume` and ends with the same bits.
 
     Args:
+        frames: the data of both periods.
+        output: folder to make.
+        train, validation: rows of `frames`.
+        step_hours: lead of one step; None for the distance of the data's times.
+        seed: of weights, batches and rollouts.
+        compile_network: run the network by torch.compile.
         shard: spread weights and optimiser over the processes of `torchrun` (FSDP) instead of holding them in each.
         start_from: a model to fine-tune instead of a fresh one; its channels, grid and statistics are kept.
         medium_from: the same for the second stage, which starts from the first one's weights otherwise.
         static: SxHxW standardised fields that never change.
         card: further facts for the models' cards.
+        on_progress, on_hand_over: as of `train_phases`.
 
     Raises:
         InputError: data that do not fit, or a folder that holds a run already.

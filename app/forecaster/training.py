@@ -119,6 +119,8 @@ def train_phases(
     Args:
         folder: gets a folder for each phase.
         earlier: the stages before this model's, for phases with a hand-over.
+        seed: of batches and rollouts.
+        compile_network: run the network by torch.compile.
         shard: spread weights and optimiser over the processes (FSDP).
         table: the source on the device of the run: batches are taken there, steps are CUDA graphs, and the host does
             not wait for them. For one process.
@@ -142,7 +144,7 @@ def train_phases(
             place.mkdir(exist_ok=True)
             if processes.is_first:
                 with atomic_path(place / "phase.json") as temporary:
-                    temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n")
+                    temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n", encoding="utf-8")
             told = None if on_hand_over is None else _told(on_hand_over, phase.name)
             make = partial(_windows, model, data.frames, phase, earlier, seed, device, table, told)
             settings = {

@@ -226,7 +226,7 @@ class ForecastWriter:
         self.done[time] = lead + 1
         content = {"identity": self._identity, "done": {str(k): v for k, v in self.done.items()}}
         with atomic_path(progress_file(self.path)) as temporary:
-            temporary.write_text(json.dumps(content))
+            temporary.write_text(json.dumps(content), encoding="utf-8")
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -261,7 +261,7 @@ class ForecastWriter:
         if not progress_file(self.path).exists():
             raise InputError(f"{self.path} is complete, or no forecast of ours; choose another output")
         try:
-            content = json.loads(progress_file(self.path).read_text())
+            content = json.loads(progress_file(self.path).read_text(encoding="utf-8"))
             identity, done = content["identity"], {int(k): int(v) for k, v in content["done"].items()}
         except (ValueError, KeyError, AttributeError) as error:
             raise InputError(f"{progress_file(self.path)} is damaged; delete {self.path} and forecast anew") from error
@@ -280,7 +280,7 @@ class ForecastWriter:
             self._describe(group, attributes)
             for variable in self.variables:
                 self._add(group, variable)
-            progress_file(temporary).write_text(json.dumps({"identity": self._identity, "done": {}}))
+            progress_file(temporary).write_text(json.dumps({"identity": self._identity, "done": {}}), encoding="utf-8")
 
     @property
     def _levels(self) -> tuple[int, ...]:

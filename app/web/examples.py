@@ -103,7 +103,7 @@ def _write(folder: Path, kind: str) -> Path:
         import_optional("soundfile", extra="audio").write(path, synthetic.tone(4.0), synthetic.SAMPLE_RATE)
     elif kind == "pointcloud":
         path = folder / "torus.xyz"
-        path.write_text("".join(f"{x:.5f} {y:.5f} {z:.5f}\n" for x, y, z in synthetic.torus()))
+        path.write_text("".join(f"{x:.5f} {y:.5f} {z:.5f}\n" for x, y, z in synthetic.torus()), encoding="utf-8")
     elif kind == "timeseries":
         path = folder / "load.csv"
         synthetic.hourly_load().to_csv(path, index=False)

@@ -113,7 +113,7 @@ def _labels(analysis: Analysis) -> str:
         )
         there = " The Series tab forecasts it and finds anomalies." if analysis.modality == "timeseries" else ""
         return words.note(f"No labels: {analysis.note}.{untrained}{there}")
-    return _bars(analysis.labels) + words.note(analysis.note, "warning" if analysis.is_strange else "good")
+    return _bars(analysis.labels) + words.note(analysis.note, "warning" if analysis.is_out_of_distribution else "good")
 
 
 def _bars(labels: Labels) -> str:

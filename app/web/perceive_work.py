@@ -43,7 +43,7 @@ class Analysis:
     explanation: Explanation | None
     note: str  # about the head, in words
     is_trained: bool
-    is_strange: bool  # unlike all that the head was trained on
+    is_out_of_distribution: bool  # unlike all that the head was trained on
     seconds: dict[str, float]
     peak_mb: float | None
 
@@ -55,7 +55,7 @@ class Analysis:
             "model": without_folders(self.model),
             "labels": None if self.labels is None else self.labels.to_dict()["labels"][:20],
             "note": self.note,
-            "is_strange": self.is_strange,
+            "is_out_of_distribution": self.is_out_of_distribution,
             "vector": self.embedding.vector.tolist(),
             "n_maps": self.n_maps,
             "map": {
@@ -83,7 +83,9 @@ class Analysis:
         stem = self.path.stem[:60] or "recording"
         paths = [folder / f"{stem}.vector.csv", folder / f"{stem}.map.safetensors", folder / f"{stem}.json"]
         vector = self.embedding.vector.tolist()
-        paths[0].write_text("feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)))
+        paths[0].write_text(
+            "feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)), encoding="utf-8"
+        )
         replace(self.emap, metadata={**self.emap.metadata, "source": self.path.name}).save(paths[1])
         paths[2].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return paths
@@ -99,7 +101,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
         InputError: the file cannot be used, or there is no such modality or model.
     """
     job.tell(0.02, "loading the library")
-    from unipercept.api import detect_modality, pipeline, strangeness
+    from unipercept.api import detect_modality, ood_score, pipeline
     from unipercept.app.memory import PeakMemory
     from unipercept.model_cards import model_card, tasks_for
     from unipercept.perception.explain import explain_map
@@ -114,14 +116,14 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     passes = [_pass(pipeline(found, name), path, job, clock) for name in tasks_for(model, found)]
     first = passes[0]
     card, labels, explanation = model_card(first.model), None, None
-    note, is_strange = no_head_message(card.name, found), False
+    note, is_out_of_distribution = no_head_message(card.name, found), False
     heard = [(one.labels, one) for one in passes if one.labels is not None]
     if heard:
-        labels, best = min(heard, key=lambda pair: strangeness(pair[0]))
+        labels, best = min(heard, key=lambda pair: ood_score(pair[0]))
         card = model_card(best.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if notice := labels.metadata.get("notice"):
-            note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
+            note, is_out_of_distribution = f"Do not trust these labels: this is {notice}. {note}", True
         job.tell(0.92, "evidence")
         explanation = explain_map(best.emap, best.model, source=str(path))
         clock.stop("explain")
@@ -129,7 +131,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     job.tell(0.95, "drawing")
     return Analysis(
         path, found, card.name, first.raw, first.piece, first.emap, first.n_maps, embedding, labels, explanation, note,
-        not card.is_untrained, is_strange, clock.seconds, memory.rise_mb(),
+        not card.is_untrained, is_out_of_distribution, clock.seconds, memory.rise_mb(),
     )  # fmt: skip
 
 

@@ -107,5 +107,5 @@ def anomalies(path: Path, targets: Sequence[str]) -> tuple[tuple[Anomaly, ...], 
     odd = tuple(
         Anomaly(name, str(time), float(value), float(low), float(high)) for name, time, value, low, high in rows
     )
-    judged = int(found.metadata["rows"]) - int(found.metadata["first_row_judged"])
-    return odd, max(0, judged) * len(found.variables)
+    scored = int(found.metadata["rows"]) - int(found.metadata["first_row_scored"])
+    return odd, max(0, scored) * len(found.variables)

@@ -29,7 +29,7 @@ LEARNERS = [
     ("Its head alone, from universal: seconds", "head"),
     ("A small network, from scratch", "scratch"),
 ]
-ENOUGH = 100  # recordings that judge a model before nothing is said of their number
+ENOUGH = 100  # test recordings; with fewer, the page says how many there are
 EMPTY = "The learning curve, the scores of the model and its files appear here."
 
 
@@ -183,7 +183,7 @@ def _chart(curve: Curve) -> Any:
 
 
 def _scores(trained: TrainedRun) -> str:
-    judged = {part: trained.scores[part] for part in ("validation", "test") if part in trained.scores}
+    evaluated = {part: trained.scores[part] for part in ("validation", "test") if part in trained.scores}
     rows = [
         [
             part,
@@ -192,10 +192,10 @@ def _scores(trained: TrainedRun) -> str:
             str(found["n"]),
             f"{100 * found['expected_calibration_error']:.1f} %",
         ]
-        for part, found in judged.items()
+        for part, found in evaluated.items()
     ]
     table = words.table(["part", "accuracy", "95 % interval", "recordings", "calibration error"], rows)
-    is_few = bool(judged) and list(judged.values())[-1]["n"] < ENOUGH
+    is_few = bool(evaluated) and list(evaluated.values())[-1]["n"] < ENOUGH
     few = words.note("There are few test recordings, so the interval is wide.") if is_few else ""
     skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in trained.skipped[:5])
     return f"<p><b>{len(trained.class_names)} classes</b></p>{table}{few}{skipped}"

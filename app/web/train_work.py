@@ -71,7 +71,7 @@ class TrainedRun:
 
 
 def train_on_zip(packed: Path, learns: str, epochs: int, job: Job, max_bytes: int) -> TrainedRun:
-    """Unpack, train, calibrate and judge.
+    """Unpack, train, calibrate and evaluate.
 
     Args:
         learns: a key of `LEARNS`.

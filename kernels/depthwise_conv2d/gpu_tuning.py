@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,14 +49,33 @@ from unipercept.kernels.depthwise_conv2d.gpu_tiles import (
 from unipercept.kernels.measured import Report, device_name, search
 from unipercept.kernels.streams import capture, capture_stream
 
+# The axes along which tiles of a kernel differ, and the values that are tried.
+NARROW = {
+    "quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28),
+    "min_blocks": (1, 2, 3, 4),
+}  # fmt: skip
+ROWS = {
+    "columns": (2, 4), "groups": (2, 4, 5, 7, 10, 14, 28), "strip_rows": (7, 14, 28), "depth": (2, 3, 4),
+    "min_blocks": (1, 2, 3),
+}  # fmt: skip
+OCTETS = {
+    "octets": (2, 4, 8, 10), "strip_rows": (4, 7, 8, 14), "columns": (1, 2, 4, 7), "slots": (1, 2, 4),
+    "stages": (1, 2, 3, 4), "warps": (4, 8, 10, 16, 20), "min_blocks": (1, 2, 3),
+}  # fmt: skip
+CLUSTERS = {
+    "octets": (2, 4, 8), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (8, 12, 16, 24),
+    "ranks": (2, 3, 4, 5, 6, 8),
+}  # fmt: skip
+PATCHES = {
+    "pairs": (8, 16, 20, 32, 40), "slots": (2, 3, 4, 6, 8, 16), "rows": (2, 4, 7), "columns": (4, 7),
+    "min_blocks": (1, 2, 3, 4),
+}  # fmt: skip
+# The same of the kernels whose values depend on the operation.
 AXES = ("strip_rows", "strips", "channels", "warps", "min_blocks", "row_tiles", "unroll", "kernel_rows", "prefetch")
-NARROW_AXES = ("quads", "pairs", "strip_rows", "min_blocks")
-ROWS_AXES = ("columns", "groups", "strip_rows", "depth", "min_blocks")
-OCTETS_AXES = ("octets", "strip_rows", "columns", "slots", "stages", "warps", "min_blocks")
-CLUSTERS_AXES = ("octets", "slots", "stages", "warps", "ranks")
-PATCHES_AXES = ("pairs", "slots", "rows", "columns", "min_blocks")
 WALK_AXES = ("min_blocks", "unroll")
 IMAGES_AXES = ("warps", "min_blocks", "prefetch")
+OneTile = TypeVar("OneTile", bound=AnyTile)
+SpecialTile = Narrow | Rows | Octets | Patches  # of the kernels for certain maps
 THREADS = 8
 REPEATS = 7
 CACHE_BYTES, MOST_COPIES = 2e8, 16  # of maps that a measurement goes through: several times an L2 cache
@@ -98,81 +117,89 @@ def tune(x: Tensor, kernel: tuple[int, int], dilation: int = 1, report: Report |
 
 def axes_of(tile: AnyTile) -> tuple[str, ...]:
     """Along which tiles of its kernel differ."""
-    if isinstance(tile, Narrow):
-        return NARROW_AXES
-    if isinstance(tile, Rows):
-        return ROWS_AXES
-    if isinstance(tile, Octets):
-        return CLUSTERS_AXES if tile.ranks else OCTETS_AXES
-    if isinstance(tile, Patches):
-        return PATCHES_AXES
-    return WALK_AXES if tile.walk else IMAGES_AXES if tile.images else AXES
+    if isinstance(tile, Tile):
+        return WALK_AXES if tile.walk else IMAGES_AXES if tile.images else AXES
+    return tuple(_values_of(tile))
 
 
 def neighbours(
     operation: str, problem: Problem, batch: int, channels: int, limits: Limits, tile: AnyTile, axis: str
 ) -> list[AnyTile]:
     """Tiles that differ from `tile` along one axis and can run, or be hoped to."""
+    if isinstance(tile, Tile):
+        forward = operation == "forward"
+        tiles = _along_images(forward, tile, axis) if tile.images else _along(forward, problem, tile, axis)
+        return [t for t in tiles if _may_run(forward, problem, batch, limits, t)]
+    found = _varied(tile, axis, _values_of(tile)[axis])
+    return [t for t in map(_even, found) if _fits(problem, channels, limits, t)]
+
+
+def _varied(tile: OneTile, axis: str, values: Sequence[Any]) -> list[OneTile]:
+    return [replace(tile, **{axis: value}) for value in values]
+
+
+def _values_of(tile: SpecialTile) -> dict[str, tuple[int, ...]]:
     if isinstance(tile, Narrow):
-        values = {"quads": (2, 4, 5, 8, 10, 16, 20, 40), "pairs": (1, 2, 4, 7, 14, 28), "strip_rows": (4, 7, 14, 28), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
-        narrow = [replace(tile, **{axis: value}) for value in values[axis]]
-        return [t for t in narrow if 4 * t.quads <= channels and 32 <= t.threads <= 512]
+        return NARROW
     if isinstance(tile, Rows):
-        values = {"columns": (2, 4), "groups": (2, 4, 5, 7, 10, 14, 28), "strip_rows": (7, 14, 28), "depth": (2, 3, 4), "min_blocks": (1, 2, 3)}  # fmt: skip
-        pieces = [replace(tile, **{axis: value}) for value in values[axis]]
-        return [
-            t for t in pieces
-            if 96 <= t.threads(channels) <= 640 // t.min_blocks
-            and t.min_blocks * (rows_shared_bytes(t, channels) + 1024) <= limits.shared_bytes_total
-        ]  # fmt: skip
-    if isinstance(tile, Octets) and tile.ranks:
-        values = {"octets": (2, 4, 8), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (8, 12, 16, 24), "ranks": (2, 3, 4, 5, 6, 8)}  # fmt: skip
-        clusters = [replace(tile, **{axis: value}) for value in values[axis]]
-        return [
-            t for t in clusters
-            if t.warps % t.octets == 0 and 8 * t.octets <= channels and octets_shared_bytes(problem, t) <= limits.shared_bytes
-        ]  # fmt: skip
-    if isinstance(tile, Octets):
-        values = {"octets": (2, 4, 8, 10), "strip_rows": (4, 7, 8, 14), "columns": (1, 2, 4, 7), "slots": (1, 2, 4), "stages": (1, 2, 3, 4), "warps": (4, 8, 10, 16, 20), "min_blocks": (1, 2, 3)}  # fmt: skip
-        octets = [replace(tile, **{axis: value}) for value in values[axis]]
-        octets = [
-            replace(t, warps=t.warps // t.octets * t.octets) for t in octets
-        ]  # as many for each octet of channels
-        return [
-            t for t in octets
-            if 4 <= t.warps <= 20 // t.min_blocks and 8 * t.octets <= channels
-            and t.min_blocks * (octets_shared_bytes(problem, t) + 1024) <= limits.shared_bytes_total
-        ]  # fmt: skip
+        return ROWS
     if isinstance(tile, Patches):
-        values = {"pairs": (8, 16, 20, 32, 40), "slots": (2, 3, 4, 6, 8, 16), "rows": (2, 4, 7), "columns": (4, 7), "min_blocks": (1, 2, 3, 4)}  # fmt: skip
-        patches = [replace(tile, **{axis: value}) for value in values[axis]]
-        return [
-            t for t in patches if 2 * t.pairs <= channels and 64 <= t.threads <= 256 and t.min_blocks * t.threads <= 640
-        ]
-    forward = operation == "forward"
-    if tile.images:
-        images: dict[str, Any] = {
-            "warps": (4, 8, 12, 16) if forward and not tile.bulk else (), "min_blocks": (1, 2, 3, 4),
-            "prefetch": (1, 2, 3, 4) if tile.bulk and not forward else (),
-        }  # fmt: skip
-        found = [replace(tile, **{axis: value}) for value in images[axis]]
-        return [t for t in found if _may_run(forward, problem, batch, limits, t)]
+        return PATCHES
+    return CLUSTERS if tile.ranks else OCTETS
+
+
+def _even(tile: SpecialTile) -> SpecialTile:
+    """With as many warps for each octet of channels."""
+    if isinstance(tile, Octets) and not tile.ranks:
+        return replace(tile, warps=tile.warps // tile.octets * tile.octets)
+    return tile
+
+
+def _fits(problem: Problem, channels: int, limits: Limits, tile: SpecialTile) -> bool:
+    if isinstance(tile, Narrow):
+        return 4 * tile.quads <= channels and 32 <= tile.threads <= 512
+    if isinstance(tile, Rows):
+        shared = tile.min_blocks * (rows_shared_bytes(tile, channels) + 1024)
+        return 96 <= tile.threads(channels) <= 640 // tile.min_blocks and shared <= limits.shared_bytes_total
+    if isinstance(tile, Patches):
+        return 2 * tile.pairs <= channels and 64 <= tile.threads <= 256 and tile.min_blocks * tile.threads <= 640
+    if 8 * tile.octets > channels:
+        return False
+    if tile.ranks:
+        return tile.warps % tile.octets == 0 and octets_shared_bytes(problem, tile) <= limits.shared_bytes
+    shared = tile.min_blocks * (octets_shared_bytes(problem, tile) + 1024)
+    return 4 <= tile.warps <= 20 // tile.min_blocks and shared <= limits.shared_bytes_total
+
+
+def _along_images(forward: bool, tile: Tile, axis: str) -> list[Tile]:
+    """Of the kernels whose warps take whole images."""
+    values: dict[str, tuple[int, ...]] = {
+        "warps": (4, 8, 12, 16) if forward and not tile.bulk else (),
+        "min_blocks": (1, 2, 3, 4),
+        "prefetch": (1, 2, 3, 4) if tile.bulk and not forward else (),
+    }
+    return _varied(tile, axis, values[axis])
+
+
+def _along(forward: bool, problem: Problem, tile: Tile, axis: str) -> list[Tile]:
     if axis == "kernel_rows":
         rows = problem.kernel[0]
         ways = [] if forward else [(rows, 1), (-(-rows // 2), 2), (-(-rows // 4), 4)]
-        found = [
+        return [
             replace(tile, kernel_rows=each, kernel_split=split, warps=tile.channels * split) for each, split in ways
         ]
-    elif axis == "channels":
-        found = [replace(tile, channels=n, warps=n * tile.kernel_split if not forward else tile.warps) for n in (8, 16)]
-    else:
-        numbers: list[Any] = {
-            "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
-            "strips": [1, 2, 4, 8, 16], "warps": [4, 8, 16] if forward else [], "min_blocks": [1, 2, 3, 4],
-            "row_tiles": [1, 2, 4] if forward else [], "unroll": [1, 2, 3, 7] if forward else [], "prefetch": [1, 2, 4, 8],
-        }[axis]  # fmt: skip
-        found = [replace(tile, **{axis: value}) for value in numbers]
-    return [t for t in found if _may_run(forward, problem, batch, limits, t)]
+    if axis == "channels":
+        return [replace(tile, channels=n, warps=tile.warps if forward else n * tile.kernel_split) for n in (8, 16)]
+    values: dict[str, Sequence[int]] = {
+        "strip_rows": [rows for rows in STRIP_ROWS if rows >= 4 and rows < 2 * problem.height],
+        "strips": (1, 2, 4, 8, 16),
+        "warps": (4, 8, 16) if forward else (),
+        "min_blocks": (1, 2, 3, 4),
+        "row_tiles": (1, 2, 4) if forward else (),
+        "unroll": (1, 2, 3, 7) if forward else (),
+        "prefetch": (1, 2, 4, 8),
+    }
+    return _varied(tile, axis, values[axis])
 
 
 def _may_run(forward: bool, problem: Problem, batch: int, limits: Limits, tile: Tile) -> bool:

@@ -168,6 +168,15 @@ def test_blocks_walk_down_wide_maps(shape, kernel, dilation, padding, blocks, wa
         assert_close(y, input_gradient_reference(grad.double(), weight.double(), dilation, padding), torch.bfloat16)
 
 
+def check_both_directions(x, grad, weight, bias, problem, tile, limits):
+    """The forward pass with its sums, and the input gradient, in bfloat16 against float64."""
+    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
+    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
+    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
+    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
+    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+
+
 SMALL = [((9, 24, 7, 7), (13, 13)), ((8, 8, 3, 8), (5, 7)), ((17, 8, 5, 4), (31, 9)), ((8, 16, 8, 3), (5, 3))]
 BY_THREADS, BY_COPY_ENGINE = replace(H200, bulk_copies=False), H200
 
@@ -183,11 +192,7 @@ def test_images_of_small_maps_share_what_is_read(shape, kernel, limits, channels
     tile = gpu.forward_tile(problem, *shape[:2], limits)
     files = gpu_plans.SMALL_FILES if limits.bulk_copies else gpu_plans.IMAGES_FILES
     assert gpu_plans.forward_plan(problem, *shape[:2], tile, limits).files == files
-    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
-    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
-    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
-    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
-    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+    check_both_directions(x, grad, weight, bias, problem, tile, limits)
 
 
 @emulated
@@ -227,11 +232,7 @@ def test_strands_of_rows_share_what_is_read(shape, kernel, multiprocessors, chan
     tile = gpu.forward_tile(problem, *x.shape[:2], limits if channels_last else replace(limits, multiprocessors=1))
     files = gpu_plans.forward_plan(problem, *x.shape[:2], tile, limits).files
     assert files == (gpu_plans.STRANDS_FILES if channels_last else gpu_plans.STRANDS_FIRST_FILES)
-    y, sums = run_forward(x, weight, bias, problem, tile, limits=limits)
-    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
-    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
-    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=limits)
-    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+    check_both_directions(x, grad, weight, bias, problem, tile, limits)
 
 
 @emulated
@@ -328,11 +329,7 @@ FEW = replace(H200, multiprocessors=2)  # so that blocks go from place to place
 def test_long_rows_of_3x3_come_by_the_copy_engine(shape, tile):
     x, grad, weight, bias = tensors(*shape, (3, 3), True, torch.bfloat16)
     problem = gpu.problem_of(x, (3, 3))
-    y, sums = run_forward(x, weight, bias, problem, tile, limits=FEW)
-    assert_close(y, depthwise_conv2d_reference(x.double(), weight.double(), bias.double(), 1, "zero"), torch.bfloat16)
-    assert torch.allclose(sums.double(), y.double().sum(dim=(2, 3)), rtol=1e-4, atol=1e-3)
-    y, _ = run_forward(grad, weight, None, problem, tile, flip=True, limits=FEW)
-    assert_close(y, input_gradient_reference(grad.double(), weight.double(), 1, "zero"), torch.bfloat16)
+    check_both_directions(x, grad, weight, bias, problem, tile, FEW)
 
 
 @emulated

@@ -54,7 +54,7 @@ def test_after_it_was_measured_a_file_tells_its_own_pictures_from_others(weights
         (made("grey", dark=75), 0.9, 1),
     ):
         views = measure_familiarity.familiar_views(network, decode(samples, TASK.maps), TASK.maps, torch.device("cpu"))
-        assert low <= float((found.strangeness(*views) > 1).double().mean()) <= high
+        assert low <= float((found.ood_score(*views) > 1).double().mean()) <= high
     with pytest.raises(InputError, match="no task 'smells'"):
         measure_familiarity.measure_familiarity(weights, "", "", only=["smells"])
 

@@ -1,4 +1,4 @@
-"""A folder of recordings to a judged model: maps as the pipelines make them, exact resume,
+"""A folder of recordings to an evaluated model: maps as the pipelines make them, exact resume,
 refusals, and use of the result.
 """
 
@@ -107,16 +107,16 @@ def test_rendered_clips_are_stacked_as_the_pipeline_stacks_a_file():
         stacked(torch.zeros(1, 16, 72, 72, 3, dtype=torch.uint8), 64)
 
 
-def test_a_model_of_ones_own_says_what_is_strange_to_it(run, tones, tmp_path):
+def test_a_model_of_ones_own_says_what_is_out_of_distribution(run, tones, tmp_path):
     usual = unipercept.perceive(tones / "low" / "0.wav", model=str(run))
-    assert usual.metadata["strangeness"] < 2
+    assert usual.metadata["ood_score"] < 2
     path = tmp_path / "noise.wav"
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 8000, 3200, "NONE", ""))
         file.writeframes((np.random.default_rng(0).normal(size=3_200) * 5_000).astype("<i2").tobytes())
-    strange = unipercept.perceive(path, model=str(run))
-    assert strange.metadata["strangeness"] > max(2, 3 * usual.metadata["strangeness"])
-    assert "it knows only high, low" in strange.metadata["notice"]
+    other = unipercept.perceive(path, model=str(run))
+    assert other.metadata["ood_score"] > max(2, 3 * usual.metadata["ood_score"])
+    assert "it knows only high, low" in other.metadata["notice"]
 
 
 def test_a_run_writes_model_scores_and_a_report_that_needs_nothing_else(run, tones):
@@ -157,11 +157,11 @@ def test_evaluation_agrees_with_the_run_and_refuses_unknown_classes(run, tones, 
     again = evaluate_run(run, str(tones), device="cpu")
     assert again["accuracy"] == json.loads((run / "scores.json").read_text())["test"]["accuracy"]
     assert "2 votes" in evaluate_run(run, str(tones), votes=2, device="cpu")["protocol"]
-    for name in ("low", "strange"):
+    for name in ("low", "unknown"):
         (tmp_path / name).mkdir()
         for i in range(2):
             write_tone(tmp_path / name / f"{i}.wav", 300)
-    with pytest.raises(InputError, match="does not know the class 'strange'"):
+    with pytest.raises(InputError, match="does not know the class 'unknown'"):
         evaluate_run(run, str(tmp_path), split="all")
 
 
@@ -208,11 +208,11 @@ def test_a_run_does_not_resume_with_other_recordings(run, tones, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tones, tmp_path):
-    settings = {"overrides": {**QUICK, "epochs": 3}, "map_overrides": SMALL_MAPS, "device": "cpu"}
+    settings = {"overrides": {**QUICK, "epochs": 2}, "map_overrides": SMALL_MAPS, "device": "cpu"}
     train_run(str(tones), tmp_path / "whole", **settings)
 
     def kill(progress):
-        if progress.step == 4:
+        if progress.step == 3:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
@@ -268,20 +268,19 @@ def test_a_probe_and_a_head_start_from_a_run(run, tones, tmp_path):
 
 
 def test_bad_files_are_listed_up_to_a_share_and_mixed_modalities_refused(tones, tmp_path):
-    import shutil
-
+    brief = {**QUICK, "epochs": 1}
     root = tmp_path / "tones"
     shutil.copytree(tones, root)
     (root / "low" / "3.wav").write_bytes(b"RIFF damaged")
-    found = train_run(str(root), tmp_path / "run", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+    found = train_run(str(root), tmp_path / "run", overrides=brief, map_overrides=SMALL_MAPS, device="cpu")
     assert [name for name, _ in found.skipped] == ["low/3.wav"]
     for i in range(5):
         (root / "high" / f"{i}.wav").write_bytes(b"RIFF damaged")
     with pytest.raises(InputError, match="cannot be decoded"):
-        train_run(str(root), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")
+        train_run(str(root), tmp_path / "run2", overrides=brief, map_overrides=SMALL_MAPS, device="cpu")
     with pytest.raises(InputError, match="architecture must be one of"):
         train_run(str(tones), tmp_path / "run2", overrides={"architecture": "resnet"}, device="cpu")
-    train_run(str(tones), tmp_path / "run2", overrides=QUICK, map_overrides=SMALL_MAPS, device="cpu")  # nothing to lose
+    train_run(str(tones), tmp_path / "run2", overrides=brief, map_overrides=SMALL_MAPS, device="cpu")  # nothing to lose
     Image.new("RGB", (8, 8)).save(tones / "low" / "picture.png")
     try:
         with pytest.raises(InputError, match="mixes modalities"):

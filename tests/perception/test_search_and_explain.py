@@ -116,7 +116,7 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
         found.save(tmp_path / "why.txt")
 
 
-def test_what_is_strange_to_a_model_is_said_where_its_evidence_is_shown(tmp_path):
+def test_what_is_out_of_distribution_is_said_where_its_evidence_is_shown(tmp_path):
     from unipercept.perception.explain import explain_file
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)).save(tmp_path / "noise.png")

@@ -40,7 +40,7 @@ def test_a_series_that_is_turned_runs_backwards():
 
 
 class Speaker:
-    """A head that calls rising rows one thing and the rest another, and finds the second strange."""
+    """A head that calls rising rows one thing and the rest another, and finds the second out of distribution."""
 
     name, labels = "speaker", ("rising", "else")
 
@@ -51,7 +51,7 @@ class Speaker:
 
     def remarks(self, vector, texture):
         assert torch.equal(F.normalize(texture, dim=0), vector)
-        return {"strangeness": 0.5} if vector[0] > 0.5 else {"strangeness": 2.0, "notice": "unlike"}
+        return {"ood_score": 0.5} if vector[0] > 0.5 else {"ood_score": 2.0, "notice": "unlike"}
 
 
 def test_beside_what_stands_out_a_head_names_each_column_of_the_latest_window():
@@ -59,16 +59,16 @@ def test_beside_what_stands_out_a_head_names_each_column_of_the_latest_window():
     rng = np.random.default_rng(0)
     table = np.stack([np.maximum(steps, 500), rng.normal(size=700), *rng.normal(size=(8, 700))], axis=1)
 
-    def judge(source):
+    def find_anomalies(source):
         empty = np.zeros(0)
         names = tuple(map(str, range(10)))
         return Anomalies(
             empty, (), empty, empty, empty, empty, empty, "t.csv", "a forecast", steps, table, names, metadata={"a": 1}
         )
 
-    found = TimeSeriesPipeline(TimeSeriesConfig(size=32, window=200, max_variables=4), model=Speaker(), judge=judge)(
-        table
-    )
+    found = TimeSeriesPipeline(
+        TimeSeriesConfig(size=32, window=200, max_variables=4), model=Speaker(), find_anomalies=find_anomalies
+    )(table)
     kinds = found.metadata["kinds"]
     assert [one["kind"] for one in kinds] == ["rising"] + ["else"] * 9
     assert [one["n_steps"] for one in kinds] == [200] * 10

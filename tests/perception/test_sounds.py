@@ -12,7 +12,7 @@ from unipercept.perception import augment
 from unipercept.perception.packs import MapMaker, Packs
 from unipercept.perception.run import default_recipe
 from unipercept.perception.settings import RECIPES, MapSettings, Recipe
-from unipercept.perception.task import Task, settle
+from unipercept.perception.task import Task, recompute_statistics
 from unipercept.pipelines.mel import POWER_FLOOR
 
 LENGTH = 1_000
@@ -136,7 +136,7 @@ def test_settled_statistics_are_those_of_clips_that_are_not_mixed():
     packs = Packs(torch.randn(8, count) * 0.1, torch.full((8,), count), rows, rows % 4, tuple("abcdefgh"))
     task = Task(packs, packs, maps, Recipe(batch_size=8, between=1.0), 4, torch.device("cpu"))
     network = torch.nn.Sequential(torch.nn.BatchNorm2d(1))
-    settle(network, task, 3)
+    recompute_statistics(network, task, 3)
     plain, _ = MapMaker(maps)(packs.values, packs.lengths)
     assert torch.allclose(network[0].running_mean, plain.mean()[None], atol=1e-4)
     assert network[0].momentum == 0.1

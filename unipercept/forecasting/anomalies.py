@@ -96,7 +96,7 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
             "threshold": threshold,
             "block": block,
             "rows": len(truth),
-            "first_row_judged": start,
+            "first_row_scored": start,
             "step": str(prepared.step),
             "notices": notices,
         },

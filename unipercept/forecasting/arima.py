@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import leastsq
 from scipy.signal import lfilter
 
-from unipercept.forecasting.filters import continued, expected_deviation, known_stretch, spread_order
+from unipercept.forecasting.filters import continued, expected_deviation, known_stretch, spread_until
 from unipercept.forecasting.season import Season, seasonal_strength
 
 Array = NDArray[np.floating[Any]]
@@ -107,9 +107,7 @@ class Arima:
         rows = max(MAX_ROWS, MAX_CYCLES * self.period)
         self._of_gaps = Season.of(values, self.period)
         found: dict[int, Fitted] = {}
-        for position, v in enumerate(spread_order(count)):
-            if position and time.monotonic() > deadline:
-                break
+        for v in spread_until(deadline, count):
             fitted = _estimate(self._learned(values, v)[-rows:], self.period)
             if fitted is not None:
                 found[v] = fitted

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.signal import lfilter
 
-from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
+from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_until
 from unipercept.forecasting.season import MIN_CYCLES, Season
 
 Array = NDArray[np.floating[Any]]
@@ -103,9 +103,7 @@ class Ets:
         plain = self._season.without(values)
         rows = self._rows()
         found: dict[int, Fitted] = {}
-        for position, v in enumerate(spread_order(count)):
-            if position and time.monotonic() > deadline:
-                break
+        for v in spread_until(deadline, count):
             whole = known_stretch(plain[:, v])
             z = whole[-rows:]
             if len(z) < MIN_ROWS or np.ptp(z) == 0:

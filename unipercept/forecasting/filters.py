@@ -5,6 +5,8 @@ Shapes: T rows, O origins, H steps ahead.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -75,3 +77,11 @@ def expected_deviation(deviation: float, ar: Array, ma: Array, horizon: int) -> 
 def spread_order(count: int) -> list[int]:
     """0 to count - 1 in an order of which any first part is spread evenly: for whoever may run out of time."""
     return [int(i) for i in np.argsort((np.arange(count) * 0.618034) % 1)]
+
+
+def spread_until(deadline: float, count: int) -> Iterator[int]:
+    """As many of 0 to count - 1 as `time.monotonic()` allows, at least one, spread evenly."""
+    for position, number in enumerate(spread_order(count)):
+        if position and time.monotonic() > deadline:
+            return
+        yield number

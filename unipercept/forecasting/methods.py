@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -155,72 +156,101 @@ def make_methods(
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise InputError(f"unknown method {unknown[0]!r}; there are {', '.join(NAMES)}")
-    chosen = [name for name in NAMES if not wanted or name in wanted]
-    period, notices = prepared.period, []
-    scaling = -prepared.offset / prepared.unit, prepared.unit, prepared.power
-    static = None if prepared.attributes is None else prepared.attributes.encoded()
-    if static is not None and not static.shape[1]:
-        static = None
-    methods: list[Method] = []
-    for name in chosen:
-        if name == "naive":
-            methods.append(Naive())
-        elif name == "seasonal":
-            if period > 1 or chosen == ["seasonal"]:
-                methods.append(SeasonalNaive(period))
-            if period > 1:
-                methods.append(SeasonalDrift(period))
-                methods += [SeasonalNaive(p, f"seasonal naive, {p} steps") for p in prepared.periods[1:3]]
-            if not calendar_periods(prepared.step):
-                methods.append(LastPeriod())
-        elif name == "drift":
-            methods.append(Drift())
-        elif name == "smoothing":
-            try:
-                import_optional("statsmodels", extra="forecast")
-            except MissingDependencyError as error:
-                if wanted:
-                    raise
-                notices.append(f"exponential smoothing is left out: {error}")
-                continue
-            methods.append(ExponentialSmoothing(period))
-        elif name == "ets":
-            all_forms = period <= LONG_CYCLE and len(prepared) <= FORMS_ROWS
-            methods.append(EtsForms(period, *scaling) if all_forms else Ets(period))
-        elif name == "ces":
-            if period <= ces.MAX_PERIOD or wanted:
-                methods.append(Ces(period, *scaling))
-        elif name == "theta":
-            methods.append(Theta(period))
-        elif name == "arima":
-            methods.append(Arima(min((p for p in prepared.periods if p > 1), default=1)))
-        elif name == "cycles":
-            cycles = all_periods(prepared.step, prepared.periods)
-            if len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE:
-                methods += [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))]
-        elif name == "week":
-            day = steps_a_day(prepared.step)
-            if day and len(prepared) >= MIN_WEEKS * DAYS * day:
-                methods += [Week(day, Theta(1)), Week(day, Arima(1)), Week(day, Linear(day, seed))]
-        elif name == "usual":
-            methods.append(UsualValues(period))
-        elif name == "linear":
-            methods.append(Linear(period, seed))
-        elif name == "pretrained":
-            if wanted or len(prepared) <= PRETRAINED_ROWS:
-                cycle = short_cycle(period, prepared.periods, prepared.unseen_cycle)
-                if cycle not in (period, *prepared.periods, 1):
-                    notices.append(
-                        f"too few rows to show the calendar's cycle of {cycle} steps; the pretrained network assumes it"
-                    )
-                methods.append(Pretrained(cycle, device))
-        elif name == "network" and (wanted or _has_much_to_learn(prepared)):
-            methods.append(Network(period, device, seed, prepared.known, static))
+    maker = _Maker(prepared, wanted, device, seed, notices=[])
+    methods = [method for name in NAMES if not wanted or name in wanted for method in maker.make(name)]
     if prepared.known is not None:
         # What effects leave has no zero of its own, which errors and seasons that multiply need.
-        plain = [Ets(period) if isinstance(m, EtsForms) else m for m in methods]
-        methods += [Known(prepared.known, period, copy.copy(m)) for m in plain if isinstance(m, WITH_KNOWN)]
-    return methods, notices
+        plain = [Ets(prepared.period) if isinstance(m, EtsForms) else m for m in methods]
+        methods += [Known(prepared.known, prepared.period, copy.copy(m)) for m in plain if isinstance(m, WITH_KNOWN)]
+    return methods, maker.notices
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the methods of a name for one table. What does not suit the table is made only where it is asked for."""
+
+    prepared: Prepared
+    wanted: Sequence[str]
+    device: str
+    seed: int
+    notices: list[str]  # filled by `make`
+
+    def make(self, name: str) -> list[Method]:
+        prepared, period, seed = self.prepared, self.prepared.period, self.seed
+        scaling = -prepared.offset / prepared.unit, prepared.unit, prepared.power
+        match name:
+            case "naive":
+                return [Naive()]
+            case "seasonal":
+                return self._seasonal()
+            case "drift":
+                return [Drift()]
+            case "smoothing":
+                return self._smoothing()
+            case "ets":
+                has_all_forms = period <= LONG_CYCLE and len(prepared) <= FORMS_ROWS
+                return [EtsForms(period, *scaling) if has_all_forms else Ets(period)]
+            case "ces":
+                return [Ces(period, *scaling)] if period <= ces.MAX_PERIOD or self.wanted else []
+            case "theta":
+                return [Theta(period)]
+            case "arima":
+                return [Arima(min((p for p in prepared.periods if p > 1), default=1))]
+            case "cycles":
+                cycles = all_periods(prepared.step, prepared.periods)
+                has_many = len(cycles) > 1 or max(cycles, default=0) > LONG_CYCLE
+                return [Cycles(cycles, Linear(period, seed)), Cycles(cycles, Arima(1))] if has_many else []
+            case "week":
+                day = steps_a_day(prepared.step)
+                if not day or len(prepared) < MIN_WEEKS * DAYS * day:
+                    return []
+                return [Week(day, Theta(1)), Week(day, Arima(1)), Week(day, Linear(day, seed))]
+            case "usual":
+                return [UsualValues(period)]
+            case "linear":
+                return [Linear(period, seed)]
+            case "pretrained":
+                return self._pretrained() if self.wanted or len(prepared) <= PRETRAINED_ROWS else []
+            case "network":
+                return self._network() if self.wanted or _has_much_to_learn(prepared) else []
+        raise AssertionError(name)
+
+    def _seasonal(self) -> list[Method]:
+        period, methods = self.prepared.period, list[Method]()
+        if period > 1 or set(self.wanted) == {"seasonal"}:
+            methods.append(SeasonalNaive(period))
+        if period > 1:
+            methods.append(SeasonalDrift(period))
+            methods += [SeasonalNaive(p, f"seasonal naive, {p} steps") for p in self.prepared.periods[1:3]]
+        if not calendar_periods(self.prepared.step):
+            methods.append(LastPeriod())
+        return methods
+
+    def _smoothing(self) -> list[Method]:
+        try:
+            import_optional("statsmodels", extra="forecast")
+        except MissingDependencyError as error:
+            if self.wanted:
+                raise
+            self.notices.append(f"exponential smoothing is left out: {error}")
+            return []
+        return [ExponentialSmoothing(self.prepared.period)]
+
+    def _pretrained(self) -> list[Method]:
+        period, periods = self.prepared.period, self.prepared.periods
+        cycle = short_cycle(period, periods, self.prepared.unseen_cycle)
+        if cycle not in (period, *periods, 1):
+            self.notices.append(
+                f"too few rows to show the calendar's cycle of {cycle} steps; the pretrained network assumes it"
+            )
+        return [Pretrained(cycle, self.device)]
+
+    def _network(self) -> list[Method]:
+        attributes = self.prepared.attributes
+        static = None if attributes is None else attributes.encoded()
+        if static is not None and not static.shape[1]:
+            static = None
+        return [Network(self.prepared.period, self.device, self.seed, self.prepared.known, static)]
 
 
 def _has_much_to_learn(prepared: Prepared) -> bool:

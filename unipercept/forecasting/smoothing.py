@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import import_optional
+from unipercept.forecasting.filters import spread_until
 from unipercept.forecasting.season import Season
 
 Array = NDArray[np.floating[Any]]
@@ -55,13 +56,10 @@ class ExponentialSmoothing:
         deadline = time.monotonic() + seconds
         rows = max(min(MAX_FITTED_ROWS, len(values)), min(len(values), (MIN_CYCLES + 1) * self.period))
         count = values.shape[1]
-        order = np.argsort((np.arange(count) * 0.618034) % 1)  # any first part of it is spread evenly
         again = len(self.parameters) == count  # a second fit keeps the first one's forms
         known_forms = {v: (p.trend, p.season) for v, p in enumerate(self.parameters)} if again else {}
         found: dict[int, Parameters] = {}
-        for position, v in enumerate(order.tolist()):
-            if position and time.monotonic() > deadline:
-                break
+        for v in spread_until(deadline, count):
             forms = [known_forms[v]] if v in known_forms else list(FORMS)
             fitted = _estimate(values[-rows:, v], self.period, forms)
             if fitted is not None:

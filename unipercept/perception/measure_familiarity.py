@@ -48,6 +48,7 @@ def measure_familiarity(
     and write them into the file.
 
     Args:
+        path: a file of `train_universal`; it is replaced.
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
 

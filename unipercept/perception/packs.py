@@ -11,7 +11,7 @@ N samples or points, S side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unipercept.datasets.base import LabelledSet, Sound
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, UniperceptError, one_line
+from unipercept.errors import InputError, UniperceptError, import_optional, one_line
 from unipercept.perception.settings import MapSettings
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.audio import Waveform
@@ -79,24 +79,32 @@ class Packs:
         place = torch.full((len(self),), -1)
         place[recordings] = torch.arange(len(recordings))
         kept = place[self.recording] >= 0
-        ids = tuple(self.ids[i] for i in recordings)
-        traits = None if self.traits is None else self.traits[kept]
-        targets = self.targets[recordings]
-        owners = place[self.recording][kept]
-        return Packs(
-            self.values[kept], self.lengths[kept], owners, targets, ids, traits=traits, n_quantities=self.n_quantities
+        return replace(
+            self,
+            values=self.values[kept],
+            lengths=self.lengths[kept],
+            recording=place[self.recording][kept],
+            targets=self.targets[recordings],
+            ids=tuple(self.ids[i] for i in recordings),
+            skipped=(),
+            traits=None if self.traits is None else self.traits[kept],
         )
 
     def with_class(self) -> Packs:
         """The recordings that have a class."""
-        return self.subset(np.flatnonzero(self.targets.cpu().numpy() >= 0)) if bool((self.targets < 0).any()) else self
+        has_class = self.targets.cpu().numpy() >= 0
+        return self if has_class.all() else self.subset(np.flatnonzero(has_class))
 
     def to(self, device: torch.device) -> Packs:
         """The same on another device."""
-        values, lengths = self.values.to(device), self.lengths.to(device)
-        recording, targets = self.recording.to(device), self.targets.to(device)
-        traits = None if self.traits is None else self.traits.to(device)
-        return Packs(values, lengths, recording, targets, self.ids, self.skipped, traits, self.n_quantities)
+        return replace(
+            self,
+            values=self.values.to(device),
+            lengths=self.lengths.to(device),
+            recording=self.recording.to(device),
+            targets=self.targets.to(device),
+            traits=None if self.traits is None else self.traits.to(device),
+        )
 
 
 def joined(first: Packs, second: Packs) -> Packs:
@@ -137,11 +145,8 @@ def decode(
         InputError: more fail; the line names the first one.
     """
     pipe = make_pipeline(settings)
-    if settings.modality == "pointcloud":  # imported before the threads would import it concurrently
-        from unipercept.errors import import_optional
-
-        if isinstance(samples.read(0), Path):
-            import_optional("open3d", extra="pointcloud")
+    if settings.modality == "pointcloud" and isinstance(samples.read(0), Path):
+        import_optional("open3d", extra="pointcloud")  # before the threads would import it concurrently
 
     def one(position: int) -> list[tuple[NDArray[Any], int]] | str:
         try:

@@ -53,6 +53,8 @@ def compare_vectors(
     trained on the set, else for that of the modality.
 
     Args:
+        model: a name of `unipercept models`, a run's folder or a checkpoint.
+        source: a folder of class folders, or a published set (then `data` is where it lies, `fold` its test fold).
         limit: use at most this many recordings of train, and of validation, drawn at random; test is always whole.
 
     Returns:

@@ -48,7 +48,7 @@ def write_report(
 
     Args:
         called: the folder's name in the commands that are shown.
-        part: which part `found` judges.
+        part: the part that `found` is of.
         found, before: with and without the calibration.
         packs, samples: the recordings of that part, decoded and as they are, for the pictures of mistakes.
     """
@@ -153,9 +153,9 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
     drawn = plain_figure((5.6, 3.4))
     axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":")
-    for judged, colour, label in ((before, ORANGE, "as trained"), (found, BLUE, "calibrated")):
-        bins = judged.reliability()
-        sizes = [12 + 140 * count / len(judged.targets) for _, _, count in bins]
+    for each, colour, label in ((before, ORANGE, "as trained"), (found, BLUE, "calibrated")):
+        bins = each.reliability()
+        sizes = [12 + 140 * count / len(each.targets) for _, _, count in bins]
         axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], color=colour, linewidth=0.5, alpha=0.6)
         axes.scatter([c for c, _, _ in bins], [a for _, a, _ in bins], s=sizes, color=colour)
         axes.plot([], [], "o", color=colour, label=label)  # the legend's dot, of one size

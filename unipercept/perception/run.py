@@ -46,7 +46,7 @@ from unipercept.perception.packs import Packs, check_skipped, decode, sound_sett
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
 from unipercept.perception.splits import check_unchanged, open_parts, record, run_folder
-from unipercept.perception.task import Task, judge
+from unipercept.perception.task import Task, logits_of
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
 from unipercept.train import Progress, fit, load_checkpoint, seed_everything
@@ -67,7 +67,7 @@ class RunSummary:
     """The result of a run."""
 
     folder: Path
-    scores: Mapping[str, Any]  # by part: train is not judged
+    scores: Mapping[str, Any]  # by part: not of the training part
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
@@ -97,12 +97,17 @@ def train_run(
 
     Args:
         source: a folder, or a name of `LABELLED_SETS` (then `data` is where it lies).
+        fold: the test fold, of a set with folds.
         recipe, maps: None for the defaults of the modality (for ESC-10 and ESC-50 the recipe `ambience`); `overrides`
             and `map_overrides` change single settings.
         start: weights to start from; None is from scratch.
         tuning: "full", "head" (backbone frozen, head trained with augmentation) or "linear" (probe of frozen features).
         resume: continue a stopped run in `output`; the result is that of an uninterrupted run.
         max_bad_share: recordings that may fail to decode; they are listed in skipped.json.
+        device, seed: where it trains; of the split, the weights and the batches.
+        tell: called with a line on each stage.
+        on_decode: called with how many recordings have been decoded, and of how many.
+        on_progress: called after each update.
         names: shown in place of `source` and `output` in the run's files, for callers with private temporary folders.
 
     Raises:
@@ -242,7 +247,7 @@ def _prepare(output: Path, job: dict[str, Any], resume: bool) -> None:
                 f"{output} was started with other settings ({', '.join(different)}); repeat those to resume"
             )
     with atomic_path(output / RUN_FILE) as temporary:
-        temporary.write_text(json.dumps(job, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(job, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -252,7 +257,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         InputError: the folder holds no run.
     """
     try:
-        content = json.loads((Path(folder) / RUN_FILE).read_text())
+        content = json.loads((Path(folder) / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no run of `unipercept train`; expected {RUN_FILE} in it") from error
     return dict(content)
@@ -294,7 +299,7 @@ def _decode_all(
     check_skipped([pair for pack in packs.values() for pair in pack.skipped], total, max_bad_share)
     skipped = [{"recording": name, "error": error} for pack in packs.values() for name, error in pack.skipped]
     with atomic_path(output / SKIPPED_FILE) as temporary:
-        temporary.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(skipped, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return packs
 
 
@@ -344,7 +349,7 @@ def probe(
     network.reset_classifier(0)
     found = {}
     for name in ("train", "validation"):
-        features, _, recording = judge(network, packs[name], maps, device)
+        features, _, recording = logits_of(network, packs[name], maps, device)
         found[name] = features, packs[name].targets[recording]
     weight, bias, _ = fit_probe(*found["train"], *found["validation"], n_classes)
     set_head(network, weight, bias)
@@ -364,29 +369,29 @@ def _finish(
     from unipercept.perception.report import write_report
 
     validation = packs["validation"]
-    logits, weights, owners = judge(network, validation, maps, device)
+    logits, weights, owners = logits_of(network, validation, maps, device)
     temperature = best_temperature(logits, weights, owners, validation.targets)
     raw = {"validation": pooled(logits, weights, owners, len(validation))}
     scale_head(network, temperature)
-    judged = {"validation": Scores(pooled(logits, weights, owners, len(validation), temperature), validation.targets)}
+    by_part = {"validation": Scores(pooled(logits, weights, owners, len(validation), temperature), validation.targets)}
     if "test" in packs:
         test = packs["test"]
-        logits, weights, owners = judge(network, test, maps, device)
-        judged["test"] = Scores(pooled(logits, weights, owners, len(test)), test.targets)
+        logits, weights, owners = logits_of(network, test, maps, device)
+        by_part["test"] = Scores(pooled(logits, weights, owners, len(test)), test.targets)
         raw["test"] = pooled(logits * temperature, weights, owners, len(test))
     scores: dict[str, Any] = {
         "temperature": temperature,
         "protocol": "every recording once, views and windows averaged",
     }
-    for name, found in judged.items():
+    for name, found in by_part.items():
         before = Scores(raw[name], found.targets)
         scores[name] = {**found.to_dict(), "expected_calibration_error_before": before.calibration_error()}
     _export(network, packs, job, scores, output, device)
     with atomic_path(output / SCORES_FILE) as temporary:
-        temporary.write_text(json.dumps(scores, indent=1) + "\n")
-    name = "test" if "test" in judged else "validation"
-    before = Scores(raw[name], judged[name].targets)
-    write_report(output, called, job, scores, name, judged[name], before, packs[name], parts[name], maps)
+        temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    name = "test" if "test" in by_part else "validation"
+    before = Scores(raw[name], by_part[name].targets)
+    write_report(output, called, job, scores, name, by_part[name], before, packs[name], parts[name], maps)
     skipped = tuple(pair for pack in packs.values() for pair in pack.skipped)
     return RunSummary(output, scores, tuple(job["class_names"]), skipped)
 
@@ -438,8 +443,11 @@ def evaluate_run(
     Args:
         run: a run's folder, or a model whose card says how recordings become its maps: a checkpoint of `train`, or one
             of the tasks of `universal` (which itself stands for its network that was trained on the set).
+        source, data, fold: as of `train_run`.
+        split: "test", another part of the set, or "all".
         votes: test-time augmentation: versions of each recording whose outputs are averaged, the original and others
             augmented by the recipe of the run or of the task of `universal`.
+        on_decode: called with how many recordings have been decoded, and of how many.
 
     Raises:
         InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or
@@ -474,7 +482,7 @@ def evaluate_run(
     step = None if on_decode is None else (lambda done: on_decode(done, len(samples)))
     packs = decode(samples, maps, on_sample=step)
     model = load_model(card.name, in_channels=maps.in_channels, device=device)
-    logits, weights, owners = judge(model.network, packs, maps, model.device, votes=votes, recipe=recipe)
+    logits, weights, owners = logits_of(model.network, packs, maps, model.device, votes=votes, recipe=recipe)
     scores = Scores(pooled(logits, weights, owners, len(packs)), packs.targets)
     return {
         "source": source,

@@ -175,7 +175,7 @@ class Positions:
 
 
 @contextmanager
-def settling(network: nn.Module) -> Iterator[None]:
+def recomputing_statistics(network: nn.Module) -> Iterator[None]:
     """Inside, forward passes recompute the batch norms' statistics as plain means over all of them: averaged weights
     need statistics of their own.
 
@@ -195,9 +195,9 @@ def settling(network: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
+def recompute_statistics(network: nn.Module, task: Task, n_batches: int = 20) -> None:
     """Recompute a network's batch norm statistics on training items, augmented but not mixed."""
-    with settling(network):
+    with recomputing_statistics(network):
         for _ in range(n_batches):
             made = task.unmixed_maps(torch.randperm(task.n_train, device=task.values.device)[: task.recipe.batch_size])
             with torch.autocast(made.device.type, torch.bfloat16, enabled=made.is_cuda):
@@ -205,7 +205,7 @@ def settle(network: nn.Module, task: Task, n_batches: int = 20) -> None:
     network.eval()
 
 
-def judge(
+def logits_of(
     network: nn.Module,
     packs: Packs,
     maps: MapSettings,
@@ -256,7 +256,7 @@ class _WithoutHead(nn.Module):
 
 def features_of(network: UniRepLKNet, packs: Packs, maps: MapSettings, device: torch.device) -> Tensor:
     """Frozen vectors of a set: RxD, pooled over items and views as `encode` pools them, of length 1."""
-    found, weights, owners = judge(_WithoutHead(network), packs, maps, device)
+    found, weights, owners = logits_of(_WithoutHead(network), packs, maps, device)
     total = torch.zeros(len(packs), found.shape[1], dtype=torch.float64)
     total.index_add_(0, owners, found.double() * weights.double()[:, None])
     return F.normalize(total, dim=1).float()

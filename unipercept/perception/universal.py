@@ -34,7 +34,7 @@ from unipercept.perception.networks import scale_head
 from unipercept.perception.packs import Packs, joined
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import Recipe
-from unipercept.perception.task import Task, judge, settling
+from unipercept.perception.task import Task, logits_of, recomputing_statistics
 from unipercept.perception.universal_data import RENEWED, TASKS, Fresh, TaskSpec, fresh_of, prepare, varied
 from unipercept.perception.universal_file import card_text, save_universal
 from unipercept.perception.universal_network import SharedNetwork
@@ -86,7 +86,7 @@ def train_universal(
     config: UniversalConfig = UniversalConfig(),
     only: Sequence[str] = (),
     device: str = "auto",
-    judge_test: bool = False,
+    with_test: bool = False,
     all_train: bool = False,
     resume: bool = False,
     start: str | Path | None = None,
@@ -100,7 +100,8 @@ def train_universal(
     Args:
         data: folder that holds the sets' folders.
         pictures: folder of pictures and videos for camera_motion.
-        judge_test: also evaluate the test splits; once, when tuning on validation is done.
+        output: folder to make: universal.safetensors, universal.json and universal.md.
+        with_test: also evaluate the test splits; once, when tuning on validation is done.
         all_train: also train on the validation recordings: for a final training with settings already
             chosen. The result is not calibrated and has no out-of-distribution statistics, since no
             recordings are left to measure them on.
@@ -109,6 +110,7 @@ def train_universal(
             keep their own stem and head.
         overrides, map_overrides: change single settings of the recipes and maps of all chosen
             tasks: how recordings are varied.
+        tell: called with a line on the progress, and on each score.
 
     Raises:
         InputError: an unknown task or setting; `output` holds a stopped training that `resume` does not ask for, or one
@@ -131,7 +133,7 @@ def train_universal(
         )
     fresh = fresh_of(chosen, Path(pictures), config.seed, where)
     packs, classes, licences = prepare(chosen, Path(data), Path(pictures), output, fresh, tell)
-    parts = ("validation", "test") if judge_test else ("validation",)
+    parts = ("validation", "test") if with_test else ("validation",)
     return train_on_packs(
         chosen,
         packs,
@@ -182,7 +184,7 @@ def train_on_packs(
         task.name: 1.0 if all_train else _calibrate(shared, task, packs[task.name]["validation"], device)
         for task in tasks
     }
-    scores = {task.name: _judge(shared, task, packs[task.name], parts, device) for task in tasks}
+    scores = {task.name: _scores_of(shared, task, packs[task.name], parts, device) for task in tasks}
     facts = {
         "format": FORMAT,
         "config": asdict(config),
@@ -212,9 +214,9 @@ def train_on_packs(
     size = path.stat().st_size
     last.unlink(missing_ok=True)
     with atomic_path(output / "universal.json") as temporary:
-        temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**facts, "bytes": size}, indent=1) + "\n", encoding="utf-8")
     with atomic_path(output / "universal.md") as temporary:
-        temporary.write_text(card_text(facts, size))
+        temporary.write_text(card_text(facts, size), encoding="utf-8")
     for name, found in scores.items():
         tell(f"{name}: " + ", ".join(f"{part} {100 * score['accuracy']:.2f} %" for part, score in found.items()))
     tell(f"{size:,} bytes, {steps} steps, {steps / max(seconds, 1e-9):.1f} steps/s")
@@ -295,15 +297,20 @@ def _train(
             interruption.leave()
     updated.shown(step)
     seconds = spent + time.monotonic() - started
-    average = list(updated.average.average.values())
-    with torch.no_grad():
-        if first:
-            torch._foreach_lerp_(average, first, config.kept)
-        for parameter, mean in zip(shared.parameters(), average, strict=True):
-            parameter.copy_(mean)
-            parameter.grad = None
-    _settle_statistics(shared, tasks, jobs, draws, device)
+    _take_average(shared, updated, first, config.kept)
+    _recompute_statistics(shared, tasks, jobs, draws, device)
     return step, seconds
+
+
+@torch.no_grad()
+def _take_average(shared: SharedNetwork, updated: JointStep, first: list[Tensor], kept: float) -> None:
+    """The weights become their moving average, drawn by `kept` to the `first` ones, where there are such."""
+    average = list(updated.average.average.values())
+    if first:
+        torch._foreach_lerp_(average, first, kept)
+    for parameter, mean in zip(shared.parameters(), average, strict=True):
+        parameter.copy_(mean)
+        parameter.grad = None
 
 
 def _progress(step: int, seconds: float, config: UniversalConfig) -> float:
@@ -385,7 +392,7 @@ class Draws:
         return self.order[self.at - self.batch_size : self.at]
 
 
-def _settle_statistics(
+def _recompute_statistics(
     shared: SharedNetwork,
     tasks: Sequence[TaskSpec],
     jobs: Mapping[str, Task],
@@ -393,7 +400,7 @@ def _settle_statistics(
     device: torch.device,
 ) -> None:
     """Recompute the batch norm statistics of all tasks, on batches augmented as in training but not mixed."""
-    with settling(shared):
+    with recomputing_statistics(shared):
         for _ in range(SETTLING_BATCHES):
             for task in tasks:
                 maps = jobs[task.name].unmixed_maps(draws[task.name].next())
@@ -432,7 +439,7 @@ def _calibrate(shared: SharedNetwork, task: TaskSpec, validation: Packs, device:
     return temperature
 
 
-def _judge(
+def _scores_of(
     shared: SharedNetwork, task: TaskSpec, packs: Mapping[str, Packs], parts: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """Scores of the parts; of pictures that trained mirrored also of each picture and its mirror image together."""
@@ -451,7 +458,7 @@ def _logits(
     shared: SharedNetwork, task: TaskSpec, packs: Packs, device: torch.device, votes: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     half = device.type == "cuda"
-    return judge(
+    return logits_of(
         shared.of(task.name),
         packs,
         task.maps,

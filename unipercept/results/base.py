@@ -65,7 +65,9 @@ class Result(ABC):
         if path.suffix.lower() not in SAVED_SUFFIXES:
             raise InputError(f"cannot save as {path.name}: the suffix must be one of {', '.join(SAVED_SUFFIXES)}")
         writers: dict[str, Callable[[Path], object]] = {
-            ".json": lambda p: p.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"),
+            ".json": lambda p: p.write_text(
+                json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            ),
             ".csv": lambda p: self.to_dataframe().to_csv(p, index=False),
             ".parquet": lambda p: self.to_dataframe().to_parquet(p, index=False),
             ".nc": lambda p: self.to_xarray().to_netcdf(p),

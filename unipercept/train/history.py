@@ -53,7 +53,7 @@ class History:
             if self._path.exists():
                 self.records = [record for record in read_metrics(self._path) if record.step <= keep_steps]
             with atomic_path(self._path) as temporary:
-                temporary.write_text(_csv([Record._fields, *self.records]))
+                temporary.write_text(_csv([Record._fields, *self.records]), encoding="utf-8")
             if tensorboard:
                 module = import_optional("torch.utils.tensorboard", extra="train")
                 self._writer = module.SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=keep_steps + 1)
@@ -63,7 +63,7 @@ class History:
         new = [Record(step, epoch, split, name, float(value)) for name, value in values.items()]
         self.records += new
         if self._path is not None:
-            with self._path.open("a", newline="") as file:
+            with self._path.open("a", newline="", encoding="utf-8") as file:
                 file.write(_csv(new))
         if self._writer is not None:
             for record in new:
@@ -77,7 +77,7 @@ class History:
 
 def read_metrics(path: Path) -> list[Record]:
     """Records of a metrics.csv; a last line that a killed process left half written is passed over."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         lines = [line for line in file if line.endswith("\n")]
     return [
         Record(int(row["step"]), int(row["epoch"]), row["split"], row["name"], float(row["value"]))

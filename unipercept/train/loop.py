@@ -183,7 +183,7 @@ class _Run:
         if self.processes.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(folder / "config.json") as temporary:
-                temporary.write_text(self.config.to_json())
+                temporary.write_text(self.config.to_json(), encoding="utf-8")
 
     def train(
         self,
