@@ -22,7 +22,7 @@ def workspace(use: str, size: int) -> Tensor:
     kept: Tensor | None = getattr(_mine, use, None)
     if kept is not None and kept.numel() >= size:
         return kept
-    fresh = torch.empty(size)
+    fresh = torch.empty(size, dtype=torch.float32, device="cpu")  # whatever defaults the caller has set
     if is_kept(fresh):
         setattr(_mine, use, fresh)
     return fresh

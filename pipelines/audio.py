@@ -34,6 +34,7 @@ SPEECH_COMMANDS = Normalisation(-6.845978, 5.5654526)
 AUDIOSET = Normalisation(-4.2677393, 4.5689974)
 ESC50 = Normalisation(-6.6268077, 5.358466)
 
+MAX_AMPLITUDE = 32.0  # 30 dB above full scale: floating point that holds integers reaches further
 SHORT_CLIP_MULTIPLE = 128  # frames; a clip shorter than a window is padded up to a multiple of this
 
 
@@ -184,12 +185,17 @@ class AudioPipeline(Pipeline[Waveform]):
         """Windows in order, at the pipeline's sample rate; memory is bounded by one window and a second of the file.
 
         Raises:
-            InputError: the file is damaged, holds values that are not finite, or no samples at all.
+            InputError: the file is damaged, holds values that are not finite, no samples at all, or too few a second.
         """
         if raw.samples is not None and self._is_ready(raw):
             yield raw
             return
         config = self.config
+        if raw.sample_rate <= 2 * config.low_hz:
+            source = raw.metadata.get("source") or "the sound"
+            raise InputError(
+                f"{source} says that it has {raw.sample_rate} samples a second, which hold nothing above {config.low_hz:g} Hz"
+            )
         step = config.target_length * config.hop_length
         pending, start = np.empty(0, np.float32), 0
         for block in resample(_native_blocks(raw), raw.sample_rate, config.sample_rate):
@@ -219,7 +225,7 @@ class AudioPipeline(Pipeline[Waveform]):
         metadata lists where the windows start. Differentiable with respect to samples that need no resampling.
 
         Raises:
-            InputError: as for `split`; or values so large that their power is not finite.
+            InputError: as for `split`; or samples above `MAX_AMPLITUDE`.
         """
         check_raw(raw, Waveform, "Waveform.from_array")
         if raw.samples is not None and self._is_ready(raw):
@@ -247,11 +253,13 @@ class AudioPipeline(Pipeline[Waveform]):
     def _embed_window(self, window: Waveform) -> EmbeddingMap:
         config = self.config
         assert window.samples is not None
-        samples = pad(window.samples, (0, max(0, config.frame_length - len(window.samples))))
-        energies = config.energies(samples - window.samples.mean())
-        if not torch.isfinite(energies).all():
+        if not (peak := float(window.samples.detach().abs().max())) <= MAX_AMPLITUDE:
             source = window.metadata.get("source") or "the sound"
-            raise InputError(f"{source} holds samples as large as {window.samples.abs().max():g}; expected [-1, 1]")
+            raise InputError(
+                f"{source} holds samples as large as {peak:g}; expected [-1, 1]: divide integers by their full scale"
+            )
+        samples = window.samples - window.samples.mean()
+        energies = config.energies(pad(samples, (0, max(0, config.frame_length - len(samples)))))
         frames = len(energies)
         is_full = window.is_window or config.pads_to_window
         width = config.target_length if is_full else _padded_length(frames, config.target_length)

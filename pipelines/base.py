@@ -90,7 +90,7 @@ class Pipeline(ABC, Generic[Raw]):
         model, pieces = self._model(), list[tuple[Tensor, Tensor]]()
 
         def pool(_: None, maps: Tensor, owners: list[tuple[None, float]]) -> None:
-            shares = torch.tensor([share for _, share in owners])
+            shares = torch.tensor([share for _, share in owners], dtype=torch.float64)
             pieces.append((model.pooled(EmbeddingMap(maps, self.modality)), shares))
 
         batches = Batches(pool)

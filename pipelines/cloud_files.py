@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
 from unipercept.pipelines.cloud_headers import HEADER_BYTES, MAX_POINTS, check_declared_size
 from unipercept.pipelines.cloud_las import read_las
-from unipercept.pipelines.cloud_records import far_origin, find_records, read_records
+from unipercept.pipelines.cloud_records import find_records, origin_of, read_records
 from unipercept.pipelines.cloud_text import (
     TextLayout,
     read_obj,
     read_off,
+    read_text_ply,
     read_text_points,
     text_layout,
-    turned_ply_layout,
+    text_ply,
 )
 from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.quiet import quiet_stderr
@@ -181,8 +182,9 @@ def _read_others(path: Path, kind: str, mesh_points: int, seed: int, facts: dict
     check_declared_size(path, kind)
     if (records := find_records(path, kind)) is not None:
         return read_records(path, records, facts)
-    if kind == ".ply" and (layout := turned_ply_layout(_head(path, HEADER_BYTES))) is not None:
-        return _single(read_text_points(path, layout), facts)
+    if kind == ".ply" and (ply := text_ply(_head(path, HEADER_BYTES))) is not None:
+        vertices, triangles = read_text_ply(path, ply)
+        return _on_surface(vertices, triangles, mesh_points, seed, facts) if ply.n_faces else _single(vertices, facts)
     open3d = load_open3d()
     with _named(path, kind) as named, quiet_stderr(), _memory_errors_named(path):
         if kind in MESH_SUFFIXES or (kind == ".ply" and _ply_has_faces(path)):
@@ -191,6 +193,9 @@ def _read_others(path: Path, kind: str, mesh_points: int, seed: int, facts: dict
             if len(triangles) and int(triangles.max()) >= len(vertices):
                 triangles = triangles[:0]  # damaged; the vertices still say where the object is
             points = _on_surface(vertices, triangles, mesh_points, seed, facts)
+        elif kind == ".pcd" and b"\nDATA binary_compressed" in _head(path, HEADER_BYTES):
+            cloud = open3d.t.io.read_point_cloud(str(named))  # the other reader makes zeros of double precision
+            points = _single(cloud.point.positions.numpy() if "positions" in cloud.point else np.empty((0, 3)), facts)
         else:
             options = {"format": "xyz"} if kind == ".xyz" else {}
             cloud = open3d.io.read_point_cloud(str(named), remove_nan_points=False, **options)
@@ -211,8 +216,8 @@ def _on_surface(
 def _single(points: NDArray[Any], facts: dict[str, Any]) -> Points:
     """Points as float32. Far from zero (map coordinates in metres) single precision holds centimetres at best, so an
     origin is taken off first and kept among the facts."""
-    origin = far_origin(points)
-    if origin is None:
+    origin = origin_of(points)
+    if origin is None or not origin.any():
         return np.asarray(points, np.float32)
     facts["origin"] = origin.tolist()
     moved = np.empty(points.shape, np.float32)

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 
 from unipercept.errors import InputError
-from unipercept.pipelines.cloud_text import off_counts, turned_ply_layout
+from unipercept.pipelines.cloud_text import off_counts, text_ply
 
 HEADER_BYTES = 1 << 16
 COUNT_CHUNK_BYTES = 1 << 24
@@ -68,7 +68,7 @@ def _check_ply(path: Path, head: bytes) -> None:
     if (
         ("z" in names and any(name in names[names.index("z") :] for name in ("x", "y")))
         and (ascii_lines or counts.get("face"))
-        and turned_ply_layout(head) is None
+        and text_ply(head) is None
     ):  # open3d would read it wrongly
         raise InputError(f"{path} lists z before x or y, which is not read; write its vertices as x, y, z")
     body = head.index(b"\n", len(header)) + 1

@@ -21,7 +21,8 @@ from unipercept.errors import InputError
 
 HEADER_BYTES = 1 << 16
 CHUNK_POINTS = 1 << 20
-FAR_FROM_ZERO = 1e4  # beyond it float32 is coarser than a millimetre
+ORIGIN_POINTS = 1 << 16
+FAR_FROM_ZERO = 8  # extents of the cloud: beyond it float32 rounds by more than a millionth of the extent
 PLY_TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2", "uint16": "u2",
     "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "int64": "i8", "uint64": "u8",
@@ -76,24 +77,30 @@ def gathered(chunks: Iterable[NDArray[np.float64]], count: int, facts: dict[str,
     points, kept = np.empty((count, 3), np.float32), 0
     origin: NDArray[np.float64] | None = None
     for places in chunks:
-        if not kept:
-            origin = far_origin(places)
+        origin = origin_of(places) if origin is None else origin
         with np.errstate(over="ignore"):  # what overflows is infinite, and dropped and counted as such
             points[kept : kept + len(places)] = places if origin is None else places - origin
         kept += len(places)
-    if origin is not None:
+    if origin is not None and origin.any():
         facts["origin"] = origin.tolist()
     return points[:kept]
 
 
-def far_origin(points: NDArray[Any]) -> NDArray[np.float64] | None:
-    """A round place amid the first points, where they lie far from zero; else None."""
-    first = points[: 1 << 16]
-    finite = first[np.isfinite(first).all(axis=1)]
-    if not len(finite) or float(np.abs(finite).max()) < FAR_FROM_ZERO:
-        return None
-    middle: NDArray[np.float64] = np.round(finite.mean(axis=0, dtype=np.float64))
-    return middle
+def origin_of(points: NDArray[Any]) -> NDArray[np.float64] | None:
+    """A round place amid the first finite points where they lie far from zero, measured by their extent; zero where
+    they do not; None where no point is finite.
+    """
+    for start in range(0, len(points), ORIGIN_POINTS):
+        part = points[start : start + ORIGIN_POINTS]
+        finite = part[np.isfinite(part).all(axis=1)]
+        if len(finite):
+            with np.errstate(over="ignore"):
+                middle: NDArray[np.float64] = finite.mean(axis=0, dtype=np.float64)
+                extent = float(np.abs(finite - middle).max())
+            if np.abs(middle).max() <= FAR_FROM_ZERO * extent:
+                return np.zeros(3)
+            return np.round(middle, math.ceil(-math.log10(extent)) if 0 < extent < 1 else 0)
+    return None
 
 
 def _of_ply(head: bytes) -> Records | None:

@@ -1,4 +1,4 @@
-"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF, and points
+"""Point clouds and meshes in text that open3d reads wrongly or not at all: OBJ, OFF, ASCII PLY, and points
 between commas or below a header.
 
 open3d 0.20 drops every face of an OBJ file that is no triangle (most exports have quads), and refuses OFF files whose
@@ -10,7 +10,7 @@ Shapes: N points, M triangles.
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +41,8 @@ def read_obj(path: Path) -> Mesh:
                     corners = [int(word.split(b"/")[0]) for word in words[1:]]  # a corner is vertex/texture/normal
                     triangles.extend(_fan([corner - 1 if corner > 0 else count + corner for corner in corners]))
             except ValueError as error:
-                raise InputError(
-                    f"{path}, line {number}: {one_line(line.decode('latin-1'), 60)!r} cannot be understood"
-                ) from error
-    return _checked(path, vertices, triangles)
+                raise _not_understood(path, number, line) from error
+    return _checked(path, _rows_of_three(vertices), triangles)
 
 
 def read_off(path: Path) -> Mesh:
@@ -68,7 +66,7 @@ def read_off(path: Path) -> Mesh:
             raise InputError(f"{path} was cut short: it ends before the last of its vertices or faces") from None
         except ValueError as error:
             raise InputError(f"{path} is a damaged off file: {one_line(error)}") from error
-    return _checked(path, vertices, triangles)
+    return _checked(path, _rows_of_three(vertices), triangles)
 
 
 @dataclass(frozen=True)
@@ -112,23 +110,74 @@ def text_layout(head: bytes) -> TextLayout | None:
     return None
 
 
-def turned_ply_layout(head: bytes) -> TextLayout | None:
-    """The layout of an ASCII PLY file of points that lists z before x or y, which open3d reads wrongly: it ends a point
-    where it meets z, and gives x and y to the next one. None for all others; those with faces are refused elsewhere.
+@dataclass(frozen=True)
+class TextPly:
+    """Where the vertices and faces of an ASCII PLY file stand.
+
+    Args:
+        vertices: their layout.
+        n_faces: how many faces there are.
+        first_face: the line of the first of them, from 0.
+        n_before: numbers in the row of a face before its list of corners.
+    """
+
+    vertices: TextLayout
+    n_faces: int = 0
+    first_face: int = 0
+    n_before: int = 0
+
+
+def text_ply(head: bytes) -> TextPly | None:
+    """Where an ASCII PLY file has its vertices and faces, by its header; None for another file, and where
+    the vertices do not come first.
+
+    open3d leaves what comes after a number that it cannot read (an "inf" will do) as memory that was never filled, and
+    ends a point where it meets z, whatever comes after.
+
+    Raises:
+        ValueError: a count that is no number.
     """
     header, mark, _ = head.partition(b"end_header")
     lines = [line.split() for line in header.decode("latin-1").splitlines()]
     elements = [line for line in lines if line[:1] == ["element"]]
     if not mark or ["format", "ascii", "1.0"] not in lines or not elements or elements[0][1] != "vertex":
         return None
-    first = lines.index(elements[0])
-    last = lines.index(elements[1]) if len(elements) > 1 else len(lines)
-    names = [line[-1] for line in lines[first:last] if line[:1] == ["property"]]
-    if not {"x", "y", "z"} <= set(names) or any(element[1] == "face" and element[2] != "0" for element in elements):
+    starts = [lines.index(element) for element in elements]
+    properties = [
+        [line for line in lines[start:stop] if line[:1] == ["property"]]
+        for start, stop in zip(starts, [*starts[1:], len(lines)], strict=True)
+    ]
+    names = [line[-1] for line in properties[0]]
+    if not {"x", "y", "z"} <= set(names):
         return None
-    columns = tuple(names.index(name) for name in "xyz")
-    is_turned = columns[2] < max(columns[:2])
-    return TextLayout("", header.count(b"\n") + 1, columns, int(elements[0][2])) if is_turned else None
+    body = header.count(b"\n") + 1
+    vertices = TextLayout("", body, tuple(names.index(name) for name in "xyz"), int(elements[0][2]))
+    for number, (_, name, count, *_) in enumerate(elements):
+        if name == "face" and int(count):
+            is_list = [line[1] == "list" for line in properties[number]]
+            first = body + sum(int(element[2]) for element in elements[:number])
+            return TextPly(vertices, int(count), first, is_list.index(True)) if any(is_list) else None
+    return TextPly(vertices)
+
+
+def read_text_ply(path: Path, ply: TextPly) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Nx3 vertices of an ASCII PLY file, which may be infinite or NaN, and Mx3 numbers of vertices.
+
+    Raises:
+        InputError: a row cannot be understood, or a face has a vertex that is not there.
+    """
+    vertices = read_text_points(path, ply.vertices) if ply.vertices.n_rows else np.empty((0, 3))
+    if len(vertices) < (ply.vertices.n_rows or 0):
+        raise InputError(f"{path} declares {ply.vertices.n_rows} points and holds {len(vertices)}; fetch it again")
+    triangles = array("q")
+    with path.open("rb") as file:
+        for number, line in enumerate(islice(file, ply.first_face, ply.first_face + ply.n_faces), ply.first_face + 1):
+            try:
+                count, *corners = line.split()[ply.n_before :]
+                triangles.extend(_fan([int(corners[i]) for i in range(int(count))]))
+            except (ValueError, IndexError) as error:
+                raise _not_understood(path, number, line) from error
+    return _checked(path, vertices, triangles)
 
 
 def _with_comma(number: str) -> float:
@@ -183,9 +232,16 @@ def _fan(corners: list[int]) -> Iterator[int]:
         yield from (corners[0], second, third)
 
 
-def _checked(path: Path, vertices: "array[float]", triangles: "array[int]") -> Mesh:
-    points = np.array(vertices, np.float64).reshape(-1, 3)
+def _rows_of_three(numbers: "array[float]") -> NDArray[np.float64]:
+    return np.array(numbers, np.float64).reshape(-1, 3)
+
+
+def _checked(path: Path, vertices: NDArray[np.float64], triangles: "array[int]") -> Mesh:
     faces = np.array(triangles, np.int64).reshape(-1, 3)
-    if len(faces) and not 0 <= faces.min() <= faces.max() < len(points):
-        raise InputError(f"{path} has faces with vertices that are not there; it holds {len(points)}")
-    return points, faces
+    if len(faces) and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise InputError(f"{path} has faces with vertices that are not there; it holds {len(vertices)}")
+    return vertices, faces
+
+
+def _not_understood(path: Path, number: int, line: bytes) -> InputError:
+    return InputError(f"{path}, line {number}: {one_line(line.decode('latin-1'), 60)!r} cannot be understood")

@@ -90,7 +90,7 @@ class ImagePipeline(Pipeline[Picture]):
         config = self.config
         size, (left, top, right, bottom) = config.size, self._window(raw.width, raw.height)
         values = torch.cat([self._resized(plane) for plane in raw.planes]).expand(3, -1, -1) / 255
-        mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
+        mean, std = (torch.tensor(three, dtype=torch.float32)[:, None, None] for three in (config.mean, config.std))
         share = (torch.arange(size, dtype=torch.float64) + 0.5) / size
         return EmbeddingMap(
             ((values - mean) / std)[None],

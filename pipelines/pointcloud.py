@@ -114,7 +114,9 @@ class PointCloudPipeline(Pipeline[Cloud]):
         pictures, hits = [], []
         for view in self.config.views:
             picture, hit = shade(depth_map(turn(points, rotation(VIEW_ANGLES[view])), size, splat))
-            pictures.append(torch.cat([picture, hit[None] * scale_value(scale)]) if self.config.with_scale else picture)
+            if self.config.with_scale:
+                picture = torch.cat([picture, hit[None].to(picture.dtype) * scale_value(scale)])
+            pictures.append(picture)
             hits.append(hit)
         across = (torch.arange(size, dtype=torch.float32) + 0.5) * 2 / size - 1
         metadata = {

@@ -203,7 +203,8 @@ class VideoPipeline(Pipeline[Clip]):
         left, top = (wide - size) // 2, (high - size) // 2
         image = image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
         frame = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
-        return (frame - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+        mean, std = (torch.tensor(three, dtype=torch.float32)[:, None, None] for three in (IMAGENET_MEAN, IMAGENET_STD))
+        return (frame - mean) / std
 
     def _axes(self, rows: int) -> dict[str, Axis]:
         size, columns = self.config.size, self.config.n_frames // rows

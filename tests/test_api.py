@@ -10,6 +10,7 @@ from unipercept import api, weights
 from unipercept.backbone import build_backbone, seed_weights
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.model_cards import model_for
+from unipercept.models import _load
 from unipercept.results import Anomalies, Embedding, Labels
 
 
@@ -207,3 +208,22 @@ def test_a_default_device_set_by_the_caller_changes_nothing(recordings, tmp_path
     assert all(torch.equal(r.vector, v) for r, v in zip(unipercept.encode(paths), vectors, strict=True))
     np.testing.assert_array_equal(unipercept.forecast(paths[3], 12, **options).values, forecast.values)
     np.testing.assert_array_equal(unipercept.perceive(paths[3]).size, odd.size)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_a_default_type_set_by_the_caller_changes_nothing(recordings, tmp_path, kind):
+    """Networks were loaded in it, and failed on their first map."""
+    np.savetxt(tmp_path / "cloud.xyz", np.random.default_rng(0).normal(size=(500, 3)))
+    paths = [*recordings, tmp_path / "cloud.xyz"]
+    vectors = [result.vector for result in unipercept.encode(paths)]
+    _load.cache_clear()
+    torch.set_default_dtype(kind)
+    try:
+        again = [result.vector for result in unipercept.encode(paths)]
+        pipes = [unipercept.pipeline(name) for name in ("image", "audio", "pointcloud")]
+        maps = [pipe.embed(pipe.read(path)).tensor for pipe, path in zip(pipes, paths, strict=True)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        _load.cache_clear()
+    assert all(map(torch.equal, again, vectors))
+    assert {one.dtype for one in maps} == {torch.float32}

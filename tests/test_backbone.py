@@ -253,13 +253,46 @@ class Adapted(nn.Module):
         return self.layer(x) + self.beside(x)
 
 
+INNER = ["dwconv.lk_origin", "se.down", "se", "pwconv1", "pwconv1.1", "act.0", "act.1", "act", "pwconv2.0", "pwconv2"]
+
+
 @pytest.mark.parametrize("deploy", [False, True])
-def test_a_wrapped_layer_which_would_be_passed_over_is_refused(deploy):
-    block = Block(8, 3, deploy=deploy)
+def test_hooks_of_layers_whose_weights_are_taken_are_called(deploy):
+    """They never were: extractors of features and pruning by torch worked on nothing."""
+    torch.manual_seed(0)
+    model = UniRepLKNet((1, 1, 1, 1), (8, 16, 24, 32), ((3,), (7,), (13,), (13,)), num_classes=3, deploy=deploy)
+    model, x = randomised(model.double().train()), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    places = ["downsample_layers.0.0", "downsample_layers.2.1", "norm", *(f"stages.2.0.{name}" for name in INNER)]
+    places += [] if deploy else [f"stages.2.0.{name}" for name in ("norm", "dwconv.origin_bn", "pwconv2.2")]
+    plain = copy.deepcopy(model)
+    expected, called = plain(x), []
+    handles = [
+        model.get_submodule(place).register_forward_hook(lambda *_, place=place: called.append(place))
+        for place in places
+    ]
+    torch.testing.assert_close(model(x), expected)
+    assert sorted(called) == sorted(places)
+    for (_, buffer), (name, like) in zip(model.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(buffer, like, msg=name)
+    for handle in handles:
+        handle.remove()
+    called.clear()
+    assert torch.equal(model(x), plain(x))
+    assert not called
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_a_replaced_layer_is_called_and_never_merged(deploy):
+    torch.manual_seed(0)
+    block, x = Block(8, 3, deploy=deploy, layer_scale=1.0).eval(), torch.randn(2, 8, 6, 6)
     block.pwconv1[1] = Adapted(block.pwconv1[1])
+    block.act[0], block.se = nn.ReLU(), nn.Identity()
+    y = block.pwconv2(block.act(block.pwconv1(block.norm(block.dwconv(x)))))
     for call in (block, lambda x: through([block], x)):
-        with pytest.raises(InputError, match="needs a plain Linear, got Adapted"):
-            call(torch.randn(2, 8, 6, 6))
+        torch.testing.assert_close(call(x), x + y)
+    if not deploy:
+        with pytest.raises(InputError, match="its own layers alone, not with a Identity"):
+            reparameterize(block)
 
 
 def test_branches_whose_norms_differ_keep_their_own_ways():

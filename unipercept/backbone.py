@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,9 @@ class UniRepLKNet(nn.Module):
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map to logits BxN, or with `pre_logits` to pooled, normalised features BxD."""
         norm, head = self.norm, self.head
+        if type(norm) is not nn.LayerNorm or has_hooks(norm):
+            pooled = norm(features.mean(dim=(2, 3)))
+            return pooled if pre_logits else cast(Tensor, head(pooled))
         if type(head) is nn.Linear and not pre_logits and not has_hooks(head):
             return pooled_logits(features, norm.weight, norm.bias, head.weight, head.bias, eps=norm.eps)
         pooled = pooled_norm(features, norm.weight, norm.bias, eps=norm.eps)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from unipercept.batch_norms import (
     stacked_parameters,
@@ -54,13 +55,6 @@ BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-6
 GRN_EPS = 1e-6
 FFN_RATIO = 4
-# Of a block, those that are not called: operations take their weights.
-LAYERS_BY_WEIGHTS = (
-    ("se", "down", nn.Conv2d),
-    ("se", "up", nn.Conv2d),
-    ("pwconv1", "1", nn.Linear),
-    ("pwconv2", "0", nn.Linear),
-)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -83,6 +77,8 @@ class ConvNorm(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if has_hooks_inside(self):
+            return cast(Tensor, super().forward(x))
         for w, shift, weight, bias, eps, gelu in self.weights():
             x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
         return x
@@ -141,6 +137,8 @@ class DilatedReparamConv(nn.Module):
             return y
         dilated, dilated_norms = zip(*self.branch_layers(), strict=True)
         layers, norms = (self.lk_origin, *dilated), (self.origin_bn, *dilated_norms)
+        if has_hooks_inside(self):
+            return cast(Tensor, sum(norm(layer(x)) for layer, norm in zip(layers, norms, strict=True)))
         kernels, dilations = [layer.weight.shape[-1] for layer in layers], [layer.dilation for layer in layers]
         if not take_batch_statistics(norms) or not is_merged(x, kernels, dilations):
             return summed_norms([layer(x) for layer in layers], norms)
@@ -227,8 +225,22 @@ class ToChannelsFirst(nn.Module):
         return x.permute(0, 3, 1, 2).contiguous()
 
 
+# Of a block, those that are called only where one has a hook or is of another kind; operations take their weights.
+LAYERS_BY_WEIGHTS = (
+    ("se", "down", nn.Conv2d),
+    ("se", "up", nn.Conv2d),
+    ("pwconv1", "1", nn.Linear),
+    ("act", "0", nn.GELU),
+    ("act", "1", GlobalResponseNorm),
+    ("pwconv2", "0", nn.Linear),
+)
+
+
 class Block(nn.Module):
     """One residual unit: depthwise convolution, squeeze-excite, then a feed-forward with GRN.
+
+    A few operations compute it with the weights of its layers. Where a layer has a hook or was replaced (by an
+    adapter, say), the layers are called one after the other instead, which is slower.
 
     Args:
         channels: C.
@@ -266,6 +278,10 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.calls_layers():
+            y = self.pwconv2(self.act(self.pwconv1(self.se(self.norm(self.dwconv(x))))))
+            scaled: Tensor = y if self.gamma is None else y * self.gamma.view(1, -1, 1, 1)
+            return cast(Tensor, x + self.drop_path(scaled))
         if self.deploy:
             return self._forward_folded(x)
         y = self._normed_and_fed_forward(self.dwconv(x)).permute(0, 3, 1, 2)
@@ -303,29 +319,22 @@ class Block(nn.Module):
         return output.permute(0, 3, 1, 2)
 
     def _pointwise_weights(self) -> tuple[Any, ...]:
-        """The weights of squeeze-excite, the two linear layers and GRN, in the order of `feed_forward_train`.
-
-        Raises:
-            InputError: a layer that computes otherwise, such as one wrapped by an adapter: it would be passed over.
-        """
+        """The weights of squeeze-excite, the two linear layers and GRN, in the order of `feed_forward_train`."""
         se, first, norm, second = self.se, self.expand, self.response_norm, self.contract
-        replaced = self._replaced_layer()
-        if replaced is not None:
-            layer, kind = replaced
-            raise InputError(
-                f"a block computes with the weights of its layers and calls none of them; it needs a plain {kind.__name__}, "
-                f"got {type(layer).__name__}: put adapters around whole blocks"
-            )
         squeeze = (se.down.weight, se.down.bias, se.up.weight, se.up.bias)
         return (*squeeze, first.weight, first.bias, norm.gamma, norm.beta, second.weight, second.bias)
 
-    def _replaced_layer(self) -> tuple[nn.Module, type[nn.Module]] | None:
-        """A layer that computes otherwise than the kind of layer whose weights are taken, and this kind; or None."""
+    def calls_layers(self) -> bool:
+        """Whether the layers are called, since their weights do not say all that they do."""
+        return self.replaced_layer() is not None or has_hooks_inside(self)
+
+    def replaced_layer(self) -> nn.Module | None:
+        """A layer that computes otherwise than the kind of layer whose weights are taken, or None."""
         modules = cast(dict[str, Any], self._modules)
         for part, name, kind in LAYERS_BY_WEIGHTS:
-            layer = modules[part]._modules[name]
+            layer = modules[part]._modules.get(name, modules[part])
             if type(layer) is not kind and type(layer).forward is not kind.forward:
-                return layer, kind
+                return cast(nn.Module, layer)
         return None
 
     def folded_weights(self) -> BlockWeights:
@@ -428,9 +437,28 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
+def has_hooks_inside(module: nn.Module) -> bool:
+    """Whether a module inside this one has hooks.
+
+    Looked for only if a hook was registered anywhere since the last time that there were none: torch counts them.
+    """
+    if torch.compiler.is_compiling():  # it would compile anew with every hook of the process
+        return _hooks_inside(module)
+    if module.__dict__.get("_n_hooks_when_without") == RemovableHandle.next_id:
+        return False
+    found = _hooks_inside(module)
+    if not found:
+        module.__dict__["_n_hooks_when_without"] = RemovableHandle.next_id
+    return found
+
+
+def _hooks_inside(module: nn.Module) -> bool:
+    return any(has_hooks(inner) for inner in module.modules() if inner is not module)
+
+
 def _is_plain(downsample: nn.Module) -> bool:
     """Whether the downsampling layer is fully described by its weights."""
-    return type(downsample) is ConvNorm and not has_hooks(downsample)
+    return type(downsample) is ConvNorm and not has_hooks(downsample) and not has_hooks_inside(downsample)
 
 
 def _is_folded(block: nn.Module) -> bool:
@@ -441,7 +469,7 @@ def _is_folded(block: nn.Module) -> bool:
         and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
         and not (block.training and block.drop_path.rate > 0)
         and not has_hooks(block)
-        and block._replaced_layer() is None
+        and not block.calls_layers()
     )
 
 

@@ -138,7 +138,7 @@ class EmbeddingMap:
     def real_share(self) -> Tensor:
         """B numbers in [0, 1], float32: the share of each item's cells that is real input rather than padding."""
         if self.mask is None:
-            return torch.ones(len(self))
+            return torch.ones(len(self), dtype=torch.float32)
         return self.mask.float().mean(dim=(1, 2)).cpu()
 
     @staticmethod

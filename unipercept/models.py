@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unipercept import shared_weights, weights
 from unipercept.backbone import build_backbone, seed_weights
-from unipercept.devices import resolve_device
+from unipercept.devices import float32_networks, resolve_device
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, printable
 from unipercept.familiarity import Familiarity, familiarity_beside, look_familiar
@@ -122,7 +122,7 @@ def load_model(name: str = "default", *, in_channels: int = 3, device: str = "au
         card = model_card(model_for(UNIVERSAL, {1: "audio", 3: "image", 4: "pointcloud"}.get(in_channels, "")))
     # Decoding threads and servers may ask at the same time. Later callers of a cached model may want gradients, which
     # weights made in inference mode cannot have.
-    with _LOADING, torch.inference_mode(False):
+    with _LOADING, float32_networks(), torch.inference_mode(False):
         return _load(card, in_channels, str(resolve_device(device)))
 
 

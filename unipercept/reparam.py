@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unipercept.blocks import Block, DepthwiseConv2d, DilatedReparamConv
+from unipercept.errors import InputError
 
 
 class Folded(NamedTuple):
@@ -99,6 +100,9 @@ def reparameterize(model: Model) -> Model:
     The argument is left unchanged; a second call changes nothing. The two forms give the same output in eval mode
     (running statistics), up to rounding.
 
+    Raises:
+        InputError: a block has a layer of another kind, such as one wrapped by an adapter.
+
     >>> model = unipercept.build_backbone("unireplknet_a").eval()
     >>> merged = unipercept.reparameterize(model)
     >>> x = torch.randn(1, 3, 64, 64)
@@ -115,6 +119,11 @@ def reparameterize(model: Model) -> Model:
 
 
 def _merged_block(block: Block) -> Block:
+    if (replaced := block.replaced_layer()) is not None:
+        raise InputError(
+            f"a block can be merged with its own layers alone, not with a {type(replaced).__name__}: merge adapters into the "
+            "weights of their layers first"
+        )
     like = block.expand.weight
     merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True).to(like.device, like.dtype)
     merged.se, merged.pwconv1 = copy.deepcopy((block.se, block.pwconv1))

@@ -125,7 +125,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
         if notice := labels.metadata.get("notice"):
             note, is_out_of_distribution = f"Do not trust these labels: this is {notice}. {note}", True
         job.tell(0.92, "evidence")
-        explanation = explain_map(best.emap, best.model, source=str(path))
+        explanation = explain_map(best.emap, best.model, label=labels.labels[0], source=str(path))
         clock.stop("explain")
     embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})
     job.tell(0.95, "drawing")

@@ -70,7 +70,7 @@ class AdamW(torch.optim.Optimizer):
                     raise InputError("AdamW takes no sparse gradients; give such parameters to torch.optim.SparseAdam")
                 state = self.state[p]
                 if not state:
-                    state["step"] = fresh.setdefault(p.device, torch.zeros((), device=p.device))
+                    state["step"] = fresh.setdefault(p.device, torch.zeros((), dtype=torch.float32, device=p.device))
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 counted.setdefault(state["step"], []).append(p)
             for count, parameters in counted.items():
@@ -96,7 +96,9 @@ class AdamW(torch.optim.Optimizer):
             for p in group["params"]:
                 if p in self.state:
                     step = float(self.state[p]["step"])
-                    self.state[p]["step"] = shared.setdefault((p.device, step), torch.tensor(step, device=p.device))
+                    self.state[p]["step"] = shared.setdefault(
+                        (p.device, step), torch.tensor(step, dtype=torch.float32, device=p.device)
+                    )
 
     def _update(self, parameters: Sequence[Tensor], count: Tensor, group: dict[str, Any]) -> None:
         """`count` is that of this step."""

@@ -14,6 +14,18 @@ from unipercept.kernels.cast import STEP, cast_together, pack, packed_size
 from unipercept.kernels.dispatch import plain_reference, watch
 from unipercept.kernels.measured import Measured, search
 from unipercept.kernels.streams import beside, capture, join
+from unipercept.kernels.workspace import workspace
+
+
+def test_a_workspace_is_what_the_kernels_take_it_for_whatever_the_callers_defaults():
+    """In half precision its kernels wrote past its end, which ended the process."""
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"):
+            room = workspace("of this test", 8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (room.dtype, room.device.type) == (torch.float32, "cpu")
 
 
 def test_tensors_are_cast_together():

@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
-from unipercept.api import perceive
+from unipercept.api import perceive, pipeline
 from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
@@ -127,6 +128,26 @@ def test_what_is_out_of_distribution_is_said_where_its_evidence_is_shown(tmp_pat
     for figure in (found.plot(), labels.plot()):
         assert "unlike what the head of fashion_mnist" in figure.get_suptitle()
     assert found.plot().axes[0].get_aspect() == 1  # a picture is not stretched
+
+
+def test_the_evidence_is_for_the_label_of_the_whole_recording_where_it_is_most_probable(tmp_path):
+    """It was for the label of the first window alone, with its probability (97 % of a label that had 48 %)."""
+    from unipercept.perception.explain import explain_file
+
+    time = np.arange(14 * 16_000) / 16_000
+    hiss = 0.02 * np.random.default_rng(0).standard_normal(len(time))
+    beeps = 0.3 * np.sin(2 * np.pi * 800 * time) * (np.sin(8 * np.pi * time) > 0)
+    soundfile.write(tmp_path / "a.wav", np.where(time < 5.2, hiss, hiss + beeps), 16_000)
+    whole = perceive(tmp_path / "a.wav", model="universal.esc10")
+    assert isinstance(whole, Labels)
+    pipe = pipeline("audio", "universal.esc10")
+    windows = [pipe.name([emap])[0] for emap in pipe.maps(tmp_path / "a.wav")]
+    for label in (None, whole.labels[1]):
+        found = explain_file(tmp_path / "a.wav", "universal.esc10", label=label)
+        assert found.label == (label or whole.labels[0])
+        assert found.score == pytest.approx(whole.scores[whole.labels.index(found.label)], abs=1e-5)
+        there = [window.scores[window.labels.index(found.label)] for window in windows]
+        assert found.emap.metadata["start_second"] == [5.12 * int(np.argmax(there))]
 
 
 def test_the_axes_of_a_series_are_said_in_the_units_of_their_labels(tmp_path):

@@ -275,7 +275,29 @@ def test_samples_that_are_not_finite_or_absurd_are_refused(tmp_path, bad, second
         one_line_error(lambda: Waveform.from_array(values[:, 0], 16_000))
 
 
-@pytest.mark.parametrize("rate", [1, 100, 655_350])
+@pytest.mark.parametrize("n_samples", [80, 399])
+def test_a_constant_offset_changes_no_sound_however_short(n_samples):
+    """The zeros that fill up a frame lay beside the offset as a step."""
+    samples, pipe = sound(1.0)[:n_samples, 0], AudioPipeline()
+    here, there = (pipe.embed(Waveform.from_array(samples + offset, 16_000)).tensor for offset in (0, 0.4))
+    assert (here - there).abs().max() < 1e-3
+
+
+def test_integers_as_floating_point_are_refused(tmp_path):
+    path = write(tmp_path / "loud.wav", sound(1.0) * 32768, subtype="FLOAT")
+    assert "divide integers by their full scale" in one_line_error(lambda: list(AudioPipeline().maps(path)))
+
+
+@pytest.mark.parametrize("rate", [1, 40])
+def test_a_rate_below_what_the_filters_hear_is_refused(tmp_path, rate):
+    """A damaged header: a megabyte would be days of sound."""
+    path = write(tmp_path / "slow.wav", sound(20, rate), rate)
+    assert f"{rate} samples a second, which hold nothing above 20 Hz" in one_line_error(
+        lambda: list(AudioPipeline().maps(path))
+    )
+
+
+@pytest.mark.parametrize("rate", [100, 655_350])
 def test_extreme_sample_rates_stay_bounded(tmp_path, rate):
     path = write(tmp_path / "odd.flac", sound(2.0, rate), rate)
     maps = list(AudioPipeline().maps(path))

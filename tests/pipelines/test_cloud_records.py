@@ -44,6 +44,17 @@ def test_odd_properties_in_any_order_give_the_points(tmp_path, points, order, ch
     assert np.abs(cloud.points + np.array(cloud.facts["origin"]) - points).max() < 1e-6
 
 
+@pytest.mark.parametrize("chunk", [1_000_000, 100])
+def test_points_after_many_that_are_missing_keep_their_detail(tmp_path, points, chunk, monkeypatch):
+    """A scanner's rows of sky come first; the origin was sought among them alone."""
+    monkeypatch.setattr(cloud_records, "CHUNK_POINTS", chunk)
+    monkeypatch.setattr(cloud_records, "ORIGIN_POINTS", 50)
+    gaps = np.full((321, 3), np.nan)
+    cloud = PointCloudPipeline().read(ply(tmp_path / "scan.ply", np.concatenate([gaps, points]), ODD))
+    assert cloud.facts["dropped_points"] == 321
+    assert np.abs(cloud.points + np.array(cloud.facts["origin"]) - points).max() < 1e-6
+
+
 def test_a_binary_pcd_gives_the_points(tmp_path, points, monkeypatch):
     monkeypatch.setitem(sys.modules, "open3d", None)
     record = np.zeros(len(points), [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("normal", "<f4", 3), ("label", "<u2")])

@@ -15,6 +15,7 @@ from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, sh
 
 CLOUDS = ["ply", "pcd", "xyz", "npy"]
 MESHES = ["obj", "stl", "off", "ply"]
+TEXT_PLY = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +123,41 @@ def test_quads_are_two_triangles_each_and_modelnet_headers_are_read(tmp_path, na
         ("a.obj", "v 0 0 0\nv 1 nil 0\n", "line 2: 'v 1 nil 0'"),
         ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n\n\n\n\n\n\n\n\n", "cut short"),
         ("a.off", "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -2\n", "not there; it holds 3"),
-        ("a.ply", "ply\nformat ascii 1.0\nelement vertex 1\nproperty float z\nproperty float y\nproperty float x\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n1 2 3\n3 0 0 0\n", "lists z before x or y"),
+        ("a.ply", TEXT_PLY + "0 0 0\n1 0 0\n0 1 x\n3 0 1 2\n", "row 2, column 3"),
+        ("a.ply", TEXT_PLY + "0 0 0\n1 0 0\n0 1 0\n3 0 1\n", "line 13: '3 0 1' cannot be understood"),
+        ("a.ply", TEXT_PLY + "0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "not there; it holds 3"),
+        ("a.ply", TEXT_PLY.replace("ascii", "binary_little_endian").replace("z\n", "w\n").replace("x\n", "z\n").replace("w\n", "x\n") + "0" * 60, "lists z before x or y"),
     ],
 )  # fmt: skip
 def test_damaged_meshes_are_refused_in_a_line(open3d, tmp_path, name, text, said):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=said):
         PointCloudPipeline().read(tmp_path / name)
+
+
+@pytest.mark.parametrize("faces", [0, 2])
+def test_numbers_of_an_ascii_ply_that_are_not_finite_cost_their_point_alone(tmp_path, points, faces):
+    """open3d filled all points from the first such number on with what lay in memory."""
+    rows = "\n".join(" ".join(map(str, point)) for point in points)
+    header = TEXT_PLY.replace("vertex 3", "vertex 302").replace("face 1", f"face {faces}")
+    (tmp_path / "a.ply").write_text(f"{header}inf 0 0\n{rows}\n0 NaN -Infinity\n4 1 2 3 4\n3 5 6 7\n")
+    found, facts = read_points(tmp_path / "a.ply", 500, 0)
+    if faces:
+        assert (facts["n_vertices"], facts["n_triangles"], len(found)) == (302, 3, 500)
+        assert np.abs(found).max() <= np.abs(points[:7]).max()
+    else:
+        assert np.array_equal(found, points)
+        assert facts["dropped_points"] == 2
+
+
+def test_a_compressed_pcd_in_double_precision_gives_the_points(open3d, tmp_path, points):
+    far = points.astype(np.float64) + np.array([500_000.0, 5_600_000.0, 100.0])
+    far[5] = np.nan
+    cloud = open3d.t.geometry.PointCloud(open3d.core.Tensor(far))
+    assert open3d.t.io.write_point_cloud(str(tmp_path / "a.pcd"), cloud, compressed=True)
+    found, facts = read_points(tmp_path / "a.pcd", 1, 0)
+    assert facts["dropped_points"] == 1
+    assert np.abs(found + np.array(facts["origin"]) - np.delete(far, 5, axis=0)).max() < 1e-6
 
 
 def test_points_of_an_ascii_ply_stand_where_its_properties_say(open3d, tmp_path, points):
@@ -249,6 +278,15 @@ def test_clouds_far_from_zero_keep_their_detail(tmp_path, points):
     in_memory = PointCloudPipeline(PointCloudConfig(size=32)).embed(Cloud.from_array(far))
     assert torch.equal(in_memory.tensor, emap.tensor)
     assert in_memory.metadata["centre"] == emap.metadata["centre"]
+
+
+@pytest.mark.parametrize("far", [0.01, 1_000, 7_000, 5e6])
+def test_where_a_cloud_lies_does_not_matter(points, far):
+    """At 7 km a map of float32 coordinates differed in an eighth of its cells."""
+    near = points.astype(np.float64) / (1_000 if far < 1 else 1)
+    pipe = PointCloudPipeline(PointCloudConfig(size=32))
+    here, there = (pipe.embed(Cloud.from_array(near + shift)).tensor for shift in (0, far))
+    assert (here - there).abs().max() < 1e-5
 
 
 def test_a_cloud_whose_points_lie_along_the_rows_is_not_taken_for_three_points(tmp_path, points):

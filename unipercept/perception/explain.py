@@ -6,6 +6,7 @@ Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,6 @@ from unipercept.results.drawing import plain_figure, title_with_notice, write_fi
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from unipercept.models import Model
 
 SHOWN_MAPS = 4
 SEEN_BY_EYE = ("image", "video", "pointcloud")  # drawn with cells as high as wide
@@ -108,7 +107,9 @@ class Explanation:
 
 
 def explain_file(path: str | Path, model: str, *, label: str | None = None, device: str = "auto") -> Explanation:
-    """The evidence for a label of a recording (its first window or segment).
+    """The evidence for a label of a recording, in the window or segment where the label is most probable.
+
+    Label, probability and notice are those of the whole recording, as `perceive` returns them.
 
     Raises:
         NoTrainedHeadError: the model has no head.
@@ -117,6 +118,7 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     from unipercept.encode_chunk import make_pipeline
     from unipercept.model_cards import UNIVERSAL, model_card, model_for
     from unipercept.models import load_model
+    from unipercept.pipelines.base import HeadOutputs
     from unipercept.pipelines.detect import detect_modality
 
     if model_card(model).name == UNIVERSAL:
@@ -124,9 +126,25 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     card = model_card(model)
     if card.head_modality is None:
         raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
-    emap = next(make_pipeline(card.head_modality, card).maps(path))
-    found = explain_map(emap, model, label=label, device=device, source=str(path))
-    return replace(found, notice=_notice(emap, load_model(model, in_channels=emap.tensor.shape[1], device=device)))
+    names = _classes(model, label)
+    pipe = make_pipeline(card.head_modality, card)
+    outputs, probabilities = HeadOutputs(), []
+    for emap in pipe.maps(path):
+        pipe.model = load_model(model, in_channels=emap.tensor.shape[1], device=device)  # kept, not loaded each time
+        outputs.expect(emap)
+        output, shares = pipe.model.predict(emap), emap.real_share()
+        scores = output.logits.softmax(dim=1)
+        for row, share in zip(zip(output.pooled, scores, output.texture, strict=True), shares.tolist(), strict=True):
+            outputs.add(row, share)
+        probabilities.append(shares @ scores)
+    labels, _ = pipe.conclude(outputs, source=str(path))
+    label = labels.labels[0] if label is None else label
+    piece = int(torch.stack(probabilities)[:, names.index(label)].argmax())
+    chosen = outputs.first if piece == 0 else next(islice(pipe.maps(path), piece, None))
+    assert chosen is not None
+    found = explain_map(chosen, model, label=label, device=device, source=str(path))
+    score, notice = labels.scores[labels.labels.index(label)], str(labels.metadata.get("notice", ""))
+    return replace(found, score=score, notice=notice)
 
 
 def explain_map(
@@ -143,16 +161,9 @@ def explain_map(
         NoTrainedHeadError: the model has no classes.
         InputError: `label` is none of them.
     """
-    from unipercept.model_cards import model_card
     from unipercept.models import load_model
 
-    names = model_card(model).labels()
-    if names is None:
-        raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
-    if label is not None and label not in names:
-        raise InputError(
-            f"the model's classes are {', '.join(names[:12])}{' …' if len(names) > 12 else ''}; got {label!r}"
-        )
+    names = _classes(model, label)
     loaded = load_model(model, in_channels=emap.tensor.shape[1], device=device)
     index = None if label is None else names.index(label)
     assert isinstance(loaded.network, UniRepLKNet)
@@ -162,12 +173,18 @@ def explain_map(
     return Explanation(heat, emap, names[found], score, source)
 
 
-def _notice(emap: EmbeddingMap, model: Model) -> str:
-    """The model's notice if these maps are out of distribution."""
-    output, shares = model.predict(emap), emap.real_share()[:, None]
-    vector = F.normalize((output.pooled * shares).sum(dim=0), dim=0)
-    texture = (output.texture * shares).sum(dim=0) / shares.sum().clamp(min=1e-12)
-    return str(model.remarks(vector, texture).get("notice", ""))
+def _classes(model: str, label: str | None) -> tuple[str, ...]:
+    """The classes of a model, `label` among them."""
+    from unipercept.model_cards import model_card
+
+    names = model_card(model).labels()
+    if names is None:
+        raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
+    if label is not None and label not in names:
+        raise InputError(
+            f"the model's classes are {', '.join(names[:12])}{' …' if len(names) > 12 else ''}; got {label!r}"
+        )
+    return names
 
 
 def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
