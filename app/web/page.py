@@ -13,6 +13,7 @@ from unipercept.app.web.models_tab import models_tab
 from unipercept.app.web.perceive_tab import perceive_tab
 from unipercept.app.web.series_tab import series_tab
 from unipercept.app.web.train_tab import train_tab
+from unipercept.app.web.turns import TurnQueue
 from unipercept.app.web.weather_tab import weather_tab
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def build_page(context: Context) -> OwnedBlocks:
         for what in filled:
             page.load(what.function, what.inputs, what.outputs, **parts.QUIET, **context.quick)
     page.state_session_capacity = SESSIONS_KEPT
-    page.queue(max_size=200)
+    page.queue()
+    TurnQueue.of(page._queue, context.metrics.refuse)
     return page
 
 

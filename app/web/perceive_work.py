@@ -42,8 +42,8 @@ class Analysis:
     labels: Labels | None
     explanation: Explanation | None
     note: str  # about the head, in words
+    notice: str  # why the labels are not to be trusted: unlike all that the head was trained on; or ""
     is_trained: bool
-    is_strange: bool  # unlike all that the head was trained on
     seconds: dict[str, float]
     peak_mb: float | None
 
@@ -54,8 +54,8 @@ class Analysis:
             "modality": self.modality,
             "model": without_folders(self.model),
             "labels": None if self.labels is None else self.labels.to_dict()["labels"][:20],
-            "note": self.note,
-            "is_strange": self.is_strange,
+            "note": f"{self.notice} {self.note}".strip(),
+            "is_strange": bool(self.notice),
             "vector": self.embedding.vector.tolist(),
             "n_maps": self.n_maps,
             "map": {
@@ -114,14 +114,14 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     passes = [_pass(pipeline(found, name), path, job, clock) for name in tasks_for(model, found)]
     first = passes[0]
     card, labels, explanation = model_card(first.model), None, None
-    note, is_strange = no_head_message(card.name, found), False
+    note, notice = no_head_message(card.name, found), ""
     heard = [(one.labels, one) for one in passes if one.labels is not None]
     if heard:
         labels, best = min(heard, key=lambda pair: strangeness(pair[0]))
         card = model_card(best.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
-        if notice := labels.metadata.get("notice"):
-            note, is_strange = f"Do not trust these labels: this is {notice}. {note}", True
+        if reason := labels.metadata.get("notice"):
+            notice = f"Do not trust these labels: this is {reason}."
         job.tell(0.92, "evidence")
         explanation = explain_map(best.emap, best.model, source=str(path))
         clock.stop("explain")
@@ -129,7 +129,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     job.tell(0.95, "drawing")
     return Analysis(
         path, found, card.name, first.raw, first.piece, first.emap, first.n_maps, embedding, labels, explanation, note,
-        not card.is_untrained, is_strange, clock.seconds, memory.rise_mb(),
+        notice, not card.is_untrained, clock.seconds, memory.rise_mb(),
     )  # fmt: skip
 
 

@@ -75,6 +75,7 @@ class Server:
         api.add_route("/health", health)
         api.add_route("/metrics", metrics)
         page = build_page(Context(self.options, self.examples, self.sessions, self.metrics, self.workers))
+        self.queue = page._queue
         app = gr.mount_gradio_app(
             api,
             page,
