@@ -153,12 +153,13 @@ def _compared(result: Compared) -> list[Any]:
     notes = "".join(words.note(f"{name}: {line}") for name, line in result.failures)
     if len(result.networks) > 1:
         notes += words.note("Each kind has its own network here, so similarities between kinds mean little.")
-    tables = (
-        f"<p><b>Cosine similarity</b> of the vectors (1: alike, 0: unrelated, below: opposed), after what all of them have "
-        f"in common is taken off. Networks: {words.names(sorted(result.networks))}.</p>"
-        + words.matrix(result.similarity(centred=True), result.names)
-        + words.folded("With the common part", words.matrix(result.similarity(), result.names))
-    )
+    whole = words.matrix(result.similarity(), result.names)
+    tables = f"<p><b>Cosine similarity</b> of the vectors, by {words.names(sorted(result.networks))}{{}}</p>"
+    if result.can_be_centred:
+        tables = tables.format(", after what all of them have in common is taken off (0: as alike as any two of them).")
+        tables += words.matrix(result.similarity(centred=True), result.names) + words.folded("With the common part", whole)
+    else:
+        tables = tables.format(" (1: the same).") + whole
     value = picking.plane(result.plane(), result.names, result.modalities)
     return [
         status(None, f"{len(result.paths)} recordings"),

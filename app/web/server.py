@@ -33,7 +33,7 @@ class Server:
     """Everything that runs, and its one temporary folder, which goes when it stops."""
 
     def __init__(self, options: AppOptions, workers: Workers | None = None) -> None:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read, as those below, when gradio is imported
         os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="unipercept-app-")).resolve()

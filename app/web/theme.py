@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+# gradio sets its own selector before each rule, and after each comma: none may stand inside parentheses.
 CSS = """
 .gradio-container {max-width: min(1240px, 100vw) !important; margin: 0 auto !important}
 .html-container {padding: 0 !important}
@@ -24,7 +25,10 @@ CSS = """
 [id$="-status"] .wrap {min-height: 1.8rem; overflow: visible}
 [id$="-status"] .pending {opacity: 0}
 [id$="-status"] .wrap:has(.error) {display: none}
-.column:not(:has(progress, [id$="-status"] .wrap:not(.hide))) .up-cancel, .column:not(:has(progress)):has([id$="-status"] .error) .up-cancel {visibility: hidden}
+.up-cancel {visibility: hidden}
+.column:has(progress) .up-cancel {visibility: visible}
+.column:has([id$="-status"] .wrap:not(.hide)) .up-cancel {visibility: visible}
+.column:not(:has(progress)):has([id$="-status"] .wrap .error:not(.hide)) .up-cancel {visibility: hidden}
 .up-empty {border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.6rem 1.4rem; text-align: center; color: var(--body-text-color-subdued)}
 .up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .5rem 0; font-size: .93rem; overflow-wrap: anywhere}
 .up-good {border-left-color: #009e73}
@@ -46,7 +50,7 @@ CSS = """
 .up-bar span {overflow: hidden; text-overflow: ellipsis; white-space: nowrap}
 .up-bar i {display: block; height: .7rem; border-radius: 3px; background: #0072b2; min-width: 2px}
 .up-doubtful i {background: var(--neutral-400)}
-.up-bar b {font-weight: 500; text-align: right; font-variant-numeric: tabular-nums}
+.up-bar b {white-space: nowrap; font-weight: 500; text-align: right; font-variant-numeric: tabular-nums}
 .up-thumbs {display: grid; grid-template-columns: repeat(auto-fill, minmax(62px, 1fr)); gap: .5rem}
 .up-thumbs.up-large {grid-template-columns: repeat(auto-fill, minmax(128px, 1fr))}
 .up-thumbs figure {margin: 0; min-width: 0}
@@ -56,6 +60,7 @@ CSS = """
 .up-figure .image-frame, .up-figure .image-container {padding-top: 1.9rem}
 .up-figure img {width: 100%; max-height: 620px; object-fit: contain}
 #perceive-map img {max-height: 340px}
+.js-plotly-plot .main-svg text:not(.hoverlayer text) {fill: var(--body-text-color-subdued) !important}
 .up-downloads button[aria-label="Remove this file"] {display: none}
 .dark input[type=range] {--neutral-200: var(--neutral-600)}
 .dark {--slider-color: #56b4e9}
@@ -65,17 +70,19 @@ details > summary {cursor: pointer; padding: .3rem 0}
 .dark :focus-visible {outline-color: #56b4e9 !important}
 footer .divider, footer .show-api-divider {display: none}
 @media (max-width: 520px) {
-  .gradio-container > .main {padding: .6rem !important}
-  .gradio-container {padding-left: .4rem !important; padding-right: .4rem !important}
   .up-top {position: relative}
-  #tabs .tab-container button {padding: 0 .42rem; font-size: .85rem}
+  #tabs .tab-container button {padding: 0 .3rem; font-size: .82rem}
   .up-facts th[scope=row] {white-space: normal}
   #toggle-dark {position: absolute; top: 0; right: 0; width: auto}
   .up-bar {grid-template-columns: minmax(5rem, 8rem) 1fr 3.4rem}
 }
 """
 
-HEAD = '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
+# Rules for narrow pages that reach above gradio's `.contain`: it sets that before each rule within an @media of `css`.
+HEAD = (
+    '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
+    "<style>@media (max-width: 520px) {.gradio-container > .main {padding: .6rem .75rem !important}}</style>"
+)
 
 
 # Around the blue of the charts, from pale to dark: 5.2 to 1 on white at 500, where gradio takes the accent.

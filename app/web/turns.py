@@ -49,6 +49,10 @@ class TurnQueue(Queue):
                 self.broadcast_estimations(name)
         return answer
 
+    def compute_analytics_summary(self, records: Any) -> dict[str, Any]:
+        """Nothing: gradio's page of statistics is off, and would cost more with every call."""
+        return {}
+
     def _refuse_too_many(self, owner: tuple[str, str]) -> None:
         waiting = [_owner(e.request) for queue in self.event_queue_per_concurrency_id.values() for e in queue.queue]
         visitor, address = owner

@@ -333,7 +333,7 @@ def _stage_name(cascade: Cascade, step: int) -> str:
 
 
 def channel_title(name: str) -> str:
-    """A channel as people call it: geopotential at 500 hPa (z500)."""
+    """A channel as people call it: z500, geopotential at 500 hPa."""
     from unipercept.app.forecaster.writer import LONG_NAMES, UPPER
 
     level = None if name in LONG_NAMES else UPPER.fullmatch(name)
@@ -341,7 +341,7 @@ def channel_title(name: str) -> str:
     if found is None:
         return name
     height = f" at {level[2]} hPa" if level else {"t2m": " at 2 m", "u10": " at 10 m", "v10": " at 10 m"}.get(name, "")
-    return f"{found[1].replace('_', ' ')}{height} ({name})"
+    return f"{name}, {found[1].replace('_', ' ')}{height}"
 
 
 def default_channel(channels: Sequence[str]) -> str:
