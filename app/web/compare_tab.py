@@ -157,7 +157,9 @@ def _compared(result: Compared) -> list[Any]:
     tables = f"<p><b>Cosine similarity</b> of the vectors, by {words.names(sorted(result.networks))}{{}}</p>"
     if result.can_be_centred:
         tables = tables.format(", after what all of them have in common is taken off (0: as alike as any two of them).")
-        tables += words.matrix(result.similarity(centred=True), result.names) + words.folded("With the common part", whole)
+        tables += words.matrix(result.similarity(centred=True), result.names) + words.folded(
+            "With the common part", whole
+        )
     else:
         tables = tables.format(" (1: the same).") + whole
     value = picking.plane(result.plane(), result.names, result.modalities)

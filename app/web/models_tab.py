@@ -105,7 +105,9 @@ def _tables(known: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(cards: Sequence[dict[str, Any]]) -> str:
-    return words.table(["model", "parameters", "vector", "head", "trained on", "metric"], [_row(card) for card in cards])
+    return words.table(
+        ["model", "parameters", "vector", "head", "trained on", "metric"], [_row(card) for card in cards]
+    )
 
 
 def _row(card: dict[str, Any]) -> list[str]:

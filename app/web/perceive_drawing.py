@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +14,26 @@ from unipercept.app.web.perceive_work import AUTO, analyse
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from unipercept.app.web.perceive_work import Analysis
     from unipercept.embedding import EmbeddingMap
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A look as the page shows it: pictures, a plotly chart, HTML, and paths of files."""
+    """A look as the page shows it: paths of pictures, a plotly chart, HTML, and paths of files."""
 
     modality: str
     summary: str
     facts: str
     player: Path | None
-    picture: Any
+    picture: str | None
     frames: str | None
     chart: Any
-    map_picture: Any
+    map_picture: str | None
     labels: str
-    evidence: Any
+    evidence: str | None
     files: list[str]
 
 
@@ -43,20 +46,22 @@ def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
     """The result for the page; see `analyse`."""
     analysis = analyse(path, modality, usable_model(model), job)
     files = [str(written) for written in analysis.write(job.folder)]
+    kept = partial(_kept, analysis, job.folder)
     return Shown(
         analysis.modality, f"{words.kind(analysis.modality)}, {sum(analysis.seconds.values()):.2f} s", words.facts(_facts(analysis)),
-        showing.player(analysis, job.folder), showing.picture(analysis), showing.frames(analysis), showing.chart(analysis),
-        showing.map_picture(analysis), _labels(analysis), showing.evidence_picture(analysis), files,
+        showing.player(analysis, job.folder), kept("picture", showing.picture(analysis)), showing.frames(analysis), showing.chart(analysis),
+        kept("map", showing.map_picture(analysis)), _labels(analysis),
+        kept("evidence", showing.evidence_picture(analysis)), files,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Named:
-    """Labels of a recording by a visitor's own model: HTML and a picture."""
+    """Labels of a recording by a visitor's own model: HTML and the path of a picture."""
 
     summary: str
     labels: str
-    evidence: Any
+    evidence: str | None
 
 
 def name_json(path: Path, run: Path, job: Job) -> dict[str, Any]:
@@ -69,7 +74,9 @@ def name_and_draw(path: Path, run: Path, job: Job) -> Named:
     analysis = _named(path, run, job)
     assert analysis.labels is not None
     return Named(
-        f"{path.name}: {analysis.labels.labels[0]}", _bars(analysis), showing.evidence_picture(analysis)
+        f"{path.name}: {analysis.labels.labels[0]}",
+        _bars(analysis),
+        _kept(analysis, job.folder, "evidence", showing.evidence_picture(analysis)),
     )
 
 
@@ -78,6 +85,15 @@ def _named(path: Path, run: Path, job: Job) -> Analysis:
     if analysis.labels is None:
         raise InputError(f"this is {words.kind(analysis.modality)}, and the model knows another kind of recording")
     return analysis
+
+
+def _kept(analysis: Analysis, folder: Path, what: str, picture: Image | None) -> str | None:
+    """The path of a picture as a file, whose name one can tell from others in a folder of downloads."""
+    if picture is None:
+        return None
+    path = folder / f"{analysis.stem}-{what}.png"
+    picture.save(path)
+    return str(path)
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:

@@ -47,6 +47,11 @@ class Analysis:
     seconds: dict[str, float]
     peak_mb: float | None
 
+    @property
+    def stem(self) -> str:
+        """What the names of files begin with that are made of the recording."""
+        return self.path.stem[:60] or "recording"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
         found: dict[str, Any] = {
@@ -80,8 +85,7 @@ class Analysis:
 
     def write(self, folder: Path) -> list[Path]:
         """The files to download: the vector, the map with its axes, and all facts."""
-        stem = self.path.stem[:60] or "recording"
-        paths = [folder / f"{stem}.vector.csv", folder / f"{stem}.map.safetensors", folder / f"{stem}.json"]
+        paths = [folder / f"{self.stem}{end}" for end in (".vector.csv", ".map.safetensors", ".json")]
         vector = self.embedding.vector.tolist()
         paths[0].write_text("feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)))
         replace(self.emap, metadata={**self.emap.metadata, "source": self.path.name}).save(paths[1])

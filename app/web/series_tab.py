@@ -96,7 +96,13 @@ def _controls() -> _Controls:
     )  # fmt: skip
     horizon = gr.Slider(1, MAX_HORIZON, value=48, step=1, label="Steps ahead", elem_id="series-horizon", buttons=[])
     seconds = gr.Slider(
-        2, MAX_SECONDS, value=20, step=1, label="Seconds to spend", info="The network trains longer with more", buttons=[]
+        2,
+        MAX_SECONDS,
+        value=20,
+        step=1,
+        label="Seconds to spend",
+        info="The network trains longer with more",
+        buttons=[],
     )
     run, cancel = parts.run_and_cancel("Forecast", "series")
     state = parts.status_line("series", "Send or paste a table, or take the example.")

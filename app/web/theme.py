@@ -87,7 +87,17 @@ HEAD = (
 
 # Around the blue of the charts, from pale to dark: 5.2 to 1 on white at 500, where gradio takes the accent.
 BLUES = gr.themes.Color(
-    "#eef6fb", "#d6eaf6", "#add5ed", "#7cbbe0", "#3f98cf", "#0072b2", "#00629b", "#004f7c", "#003c5e", "#002a42", "#001a29"
+    "#eef6fb",
+    "#d6eaf6",
+    "#add5ed",
+    "#7cbbe0",
+    "#3f98cf",
+    "#0072b2",
+    "#00629b",
+    "#004f7c",
+    "#003c5e",
+    "#002a42",
+    "#001a29",
 )
 
 

@@ -26,12 +26,12 @@ class TurnQueue(Queue):
     on_refusal: Callable[[str], object]
 
     @classmethod
-    def of(cls, queue: Queue, on_refusal: Callable[[str], object]) -> TurnQueue:
+    def of(cls, queue: Any, on_refusal: Callable[[str], object]) -> TurnQueue:
         """gradio's queue, made one of these; `on_refusal` is told the reason of each refusal."""
-        queue.__class__ = cls
-        queue.max_size = MOST_WAITING
-        queue.on_refusal = on_refusal
-        return queue
+        queue.__class__ = cls  # gradio makes it, and takes no class
+        made: TurnQueue = queue
+        made.max_size, made.on_refusal = MOST_WAITING, on_refusal
+        return made
 
     async def push(self, body: Any, request: Any, username: str | None) -> Any:
         """As gradio's; a visitor or an address with too many waiting jobs is told so.
@@ -67,7 +67,9 @@ class TurnQueue(Queue):
             self.on_refusal("queue full")
 
 
-def by_turns(waiting: list[Any], at_work: Iterable[tuple[str, str]], owner: Callable[[Any], tuple[str, str]]) -> list[Any]:
+def by_turns(
+    waiting: list[Any], at_work: Iterable[tuple[str, str]], owner: Callable[[Any], tuple[str, str]]
+) -> list[Any]:
     """Waiting jobs in the order of their turns.
 
     A job's turn is the number of jobs of its visitor, at work or waiting, that come before it; among equal turns those

@@ -114,10 +114,18 @@ def weather_tab(context: Context) -> parts.Filled:
 
 def _controls(source: str) -> _Controls:
     file = parts.dropzone("Fields: NetCDF, GRIB or zipped Zarr", "weather-file")
-    parts.html(value=words.note(f"Without a file: {source}.", "plain"))
+    parts.html(
+        value=words.note(f"Without a file: {source}. A file must hold every channel of the list below.", "plain")
+    )
     with gr.Row():
         start = gr.Dropdown(
-            [FIRST], value="", allow_custom_value=True, label="Start", info="UTC", min_width=200, elem_id="weather-start"
+            [FIRST],
+            value="",
+            allow_custom_value=True,
+            label="Start",
+            info="UTC",
+            min_width=200,
+            elem_id="weather-start",
         )
         channel = gr.Dropdown(
             [("z500", "")], value="", allow_custom_value=True, label="Channel", info="Drawn and scored",
@@ -125,7 +133,9 @@ def _controls(source: str) -> _Controls:
         )  # fmt: skip
     days = gr.Slider(0.25, MAX_DAYS, value=8, step=0.25, label="Days ahead", elem_id="weather-days", buttons=[])
     starts = gr.Slider(1, MAX_STARTS, value=2, step=1, label="Starts", info="A day apart; all are scored", buttons=[])
-    members = gr.Slider(1, MAX_MEMBERS, value=1, step=1, label="Members", info="Of the ensemble; 1 for none", buttons=[])
+    members = gr.Slider(
+        1, MAX_MEMBERS, value=1, step=1, label="Members", info="Of the ensemble; 1 for none", buttons=[]
+    )
     with gr.Row():
         latitude = gr.Number(52, label="Plume at °N", minimum=-90, maximum=90, min_width=90)
         longitude = gr.Number(13, label="°E", minimum=-360, maximum=360, min_width=90)

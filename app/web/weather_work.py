@@ -219,7 +219,9 @@ def choices(
         source, _ = _given(file, data, job, max_bytes)
         times = Frames(source).times
     starts = times[max(model.frames - 1, 0) :][:MAX_LISTED]
-    return [(channel_title(name), name) for name in model.channels], [str(np.datetime_as_string(time, "h")) for time in starts]
+    return [(channel_title(name), name) for name in model.channels], [
+        str(np.datetime_as_string(time, "h")) for time in starts
+    ]
 
 
 def _source(file: Path | None, data: Path | None, shared: Path, job: Job, max_bytes: int) -> tuple[Path, str]:
