@@ -261,7 +261,7 @@ def test_markup_in_the_header_of_a_table_is_text(visit, recordings, tmp_path):
     visit.wait_text("#series-status", r"48 steps of 1 series")
     visit.page.locator("#series-chart", has_text="<img src=x").wait_for(timeout=LONG)
     visit.send("perceive", [table])
-    visit.wait_text("#perceive-status", r"timeseries, [\d.]+ s")
+    visit.wait_text("#perceive-status", r"time series, [\d.]+ s")
     assert visit.page.title() == "unipercept"
     assert visit.page.locator("img[src='x']").count() == 0
 
