@@ -154,14 +154,12 @@ def _compared(result: Compared) -> list[Any]:
     if len(result.networks) > 1:
         notes += words.note("Each kind has its own network here, so similarities between kinds mean little.")
     whole = words.matrix(result.similarity(), result.names)
-    tables = f"<p><b>Cosine similarity</b> of the vectors, by {words.names(sorted(result.networks))}{{}}</p>"
+    tables, scale = whole, "1: the same"
     if result.can_be_centred:
-        tables = tables.format(", after what all of them have in common is taken off (0: as alike as any two of them).")
-        tables += words.matrix(result.similarity(centred=True), result.names) + words.folded(
-            "With the common part", whole
-        )
-    else:
-        tables = tables.format(" (1: the same).") + whole
+        scale = "0: as alike as any two of them, after what all have in common is taken off"
+        tables = words.matrix(result.similarity(centred=True), result.names) + words.folded("With what they have in common", whole)
+    networks = words.names(sorted(result.networks))
+    tables = f"<p><b>Cosine similarity</b> of the vectors by {networks} ({scale}):</p>{tables}"
     value = picking.plane(result.plane(), result.names, result.modalities)
     return [
         status(None, f"{len(result.paths)} recordings"),
