@@ -157,7 +157,9 @@ def _compared(result: Compared) -> list[Any]:
     tables, scale = whole, "1: the same"
     if result.can_be_centred:
         scale = "0: as alike as any two of them, after what all have in common is taken off"
-        tables = words.matrix(result.similarity(centred=True), result.names) + words.folded("With what they have in common", whole)
+        tables = words.matrix(result.similarity(centred=True), result.names) + words.folded(
+            "With what they have in common", whole
+        )
     networks = words.names(sorted(result.networks))
     tables = f"<p><b>Cosine similarity</b> of the vectors by {networks} ({scale}):</p>{tables}"
     value = picking.plane(result.plane(), result.names, result.modalities)
