@@ -12,7 +12,6 @@ import webbrowser
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from unipercept.app.web.gradio_import import import_gradio
 from unipercept.app.web.options import AppOptions
 from unipercept.app.web.workers import Workers
 from unipercept.errors import InputError, one_line
@@ -27,7 +26,6 @@ def build(options: AppOptions = AppOptions(), workers: Workers | None = None) ->
     Raises:
         MissingDependencyError: gradio is not installed.
     """
-    import_gradio()
     from unipercept.app.web.server import Server
 
     return Server(options, workers)

@@ -78,7 +78,7 @@ def main() -> None:
             camera = Camera(browser, url)
             pictures = {
                 "perceive": camera.wide(
-                    "?tab=perceive&example=A torus (point cloud)", ("#perceive-status", "pointcloud, "),
+                    "?tab=perceive&example=A torus (point cloud)", ("#perceive-status", "point cloud, "),
                     "#perceive-evidence img", "#perceive-labels",
                 ),
                 "compare": camera.wide(

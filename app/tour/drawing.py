@@ -32,9 +32,13 @@ def draw_map(emap: EmbeddingMap) -> Figure:
         axes.imshow(np.concatenate([np.asarray(colours.to_image(i)) for i in range(len(emap))], axis=1))
         label = f"{len(emap)} views: nearness, normal x, normal y as red, green, blue"
         axes.set(xticks=[], yticks=[], xlabel=label)
-    elif emap.tensor.shape[1] == 3 or emap.modality == "video":
+    elif emap.modality == "video":
         axes.imshow(np.asarray(emap.to_image()))
-        axes.set(xlabel="x", ylabel="y")
+        axes.set(xticks=[], yticks=[], xlabel="the frames, row by row")
+    elif emap.tensor.shape[1] == 3:
+        axes.imshow(np.asarray(emap.to_image()))
+        for axis, name in ((axes.yaxis, "y"), (axes.xaxis, "x")):
+            _label(axis, readable(emap, name))
     else:
         _draw_field(axes, emap)
     axes.tick_params(labelsize=7)

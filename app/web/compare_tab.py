@@ -33,6 +33,7 @@ TOP = 10
 MAX_RECORDING_BYTES = 200 * 10**6  # that a neighbour's file may have to be opened
 OPENED = ("audio", "video", "image")  # kinds with a player, in the order of `_players`
 EMPTY_COMPARE = "Their maps, the similarity matrix and a projection of their vectors appear here; click a point to open its recording."
+ONE_SO_FAR = "One recording is here. Add another with the arrow in the corner of its list."
 EMPTY_SEARCH = "The nearest recordings appear here; click one to open it."
 
 
@@ -60,6 +61,9 @@ def _compare_part(context: Context) -> gr.Dropdown:
     outputs = [state, matrix, plane, found]
 
     async def run_compare(files: list[str] | None, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
+        if files and len(files) == 1:  # of several that are dropped one by one
+            yield [status(None, ONE_SO_FAR), gr.skip(), gr.skip(), gr.skip()]
+            return
         work = partial(compare_named, _checked(files), model, draws=True)
         async for update in context.updates("compare", work, request, _compared, outputs):
             yield update
@@ -94,12 +98,10 @@ def _search_part(context: Context) -> None:
         with gr.Column(scale=2, min_width=280):
             query = parts.dropzone("The recording to look for", "search-query")
             index = gr.Dropdown(
-                _indexes(context),
-                value=EXAMPLE_INDEX,
-                label="Archive",
-                info="This page's examples, a zip file (below), or one of this server's",
-                elem_id="search-index",
-            )
+                [("the examples of this page", EXAMPLE_INDEX), ("a zip file of yours, sent below", ZIP_INDEX)]
+                + [(name, name) for name in _indexes(context)[2:]],
+                value=EXAMPLE_INDEX, label="Archive", info="Where to look", elem_id="search-index",
+            )  # fmt: skip
             folder = parts.dropzone("A zip file of recordings", "search-zip", file_types=[".zip"])
             look, stop = parts.run_and_cancel("Search", "search")
             state = parts.status_line("search", "Drop a recording, or take the example.")
@@ -137,6 +139,7 @@ def _search_part(context: Context) -> None:
             context, path, await context.result("open", partial(modality_of, path), request), request
         )
 
+    folder.upload(lambda: ZIP_INDEX, None, index, **parts.QUIET)
     event = look.click(run_search, inputs, outputs, **parts.told_by(state), **context.quick)
     taken = example.click(lambda: (str(context.examples.query()), EXAMPLE_INDEX), None, [query, index], **parts.QUIET)
     after = taken.then(run_search, inputs, outputs, **parts.told_by(state), **context.quick)
@@ -150,13 +153,15 @@ def _compared(result: Compared) -> list[Any]:
     notes = "".join(words.note(f"{name}: {line}") for name, line in result.failures)
     if len(result.networks) > 1:
         notes += words.note("Each kind has its own network here, so similarities between kinds mean little.")
-    tables = (
-        f"<p><b>Cosine similarity</b> of {words.names(sorted(result.networks))}, after the common part is taken off:</p>"
-        + words.matrix(result.similarity(centred=True), result.names)
-        + "<details><summary>With the common part</summary>"
-        + words.matrix(result.similarity(), result.names)
-        + "</details>"
-    )
+    whole = words.matrix(result.similarity(), result.names)
+    tables, scale = whole, "1: the same"
+    if result.can_be_centred:
+        scale = "0: as alike as any two of them, after what all have in common is taken off"
+        tables = words.matrix(result.similarity(centred=True), result.names) + words.folded(
+            "With what they have in common", whole
+        )
+    networks = words.names(sorted(result.networks))
+    tables = f"<p><b>Cosine similarity</b> of the vectors by {networks} ({scale}):</p>{tables}"
     value = picking.plane(result.plane(), result.names, result.modalities)
     return [
         status(None, f"{len(result.paths)} recordings"),
@@ -210,7 +215,7 @@ def _opened(path: Path, modality: str) -> list[Any]:
     said = "" if modality in OPENED else "; open it on the Perceive tab to see it"
     value: Any = showing.redrawn(path) if modality == "image" else path
     players = [parts.shown(value if modality == kind else None) for kind in OPENED]
-    return [words.note(f"{path.name} ({modality}){said}", "plain"), *players]
+    return [words.note(f"{path.name} ({words.kind(modality)}){said}", "plain"), *players]
 
 
 def _only(note: str) -> list[Any]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Hits = list[tuple[str, float]]  # paths and cosines, the nearest first
 
 MAX_FILES = 60
+MIN_CENTRED = 5  # vectors; of two without their mean each is the other's opposite, whatever they are
 THUMBNAIL_PIXELS = 224
 
 
@@ -38,6 +39,11 @@ class Compared:
     thumbnails: list[bytes] = field(default_factory=list)  # WebP, where they were asked for
     failures: list[tuple[str, str]] = field(default_factory=list)
     networks: set[str] = field(default_factory=set)  # the default model has one for each kind
+
+    @property
+    def can_be_centred(self) -> bool:
+        """Whether enough vectors of each width are here that their mean is more than themselves."""
+        return all(len(rows) >= MIN_CENTRED for rows, _ in self._by_width())
 
     @property
     def names(self) -> list[str]:
@@ -105,7 +111,7 @@ class Compared:
             "model": self.model,
             "networks": sorted(self.networks),
             "similarity": _plain(self.similarity()),
-            "centred_similarity": _plain(self.similarity(centred=True)),
+            "centred_similarity": _plain(self.similarity(centred=True)) if self.can_be_centred else None,
             "plane": self.plane().round(6).tolist(),
             "failures": [{"file": name, "error": line} for name, line in self.failures],
         }

@@ -7,6 +7,7 @@ for development. None of that is wanted on a machine that several people use.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import secrets
@@ -24,7 +25,7 @@ COOKIE_FORM = re.compile(r"[A-Za-z0-9_-]{32}")
 QUOTA = 5  # what a visitor has sent may take so many times the largest upload
 MULTIPART_SLACK = 1 << 16  # headers around the files of an upload
 MAX_CALL_BYTES = 16 << 20  # of a call; it is held in memory, and a pasted table has 2 MB at most
-MIN_FREE_BYTES = 500 * 10**6  # on the disk after an upload: visitors without cookies have no quota in common
+MIN_FREE_BYTES = 500 * 10**6  # on the disk after an upload
 
 PAGES: tuple[str, ...] = (
     "/",
@@ -97,7 +98,8 @@ class Guard:
             "path": path,
             "raw_path": scope.get("raw_path", b"").removeprefix(self.root_path.encode()) or b"/",
         }
-        refusal = self._refusal(path, scope, headers, visitor)
+        address = address_of((scope.get("client") or ("",))[0])
+        refusal = self._refusal(path, scope, headers, visitor, address)
         if refusal is not None:
             status, line, why = refusal
             self.metrics.refuse(why)
@@ -105,7 +107,7 @@ class Guard:
             return
         page = re.match(rf"{API}/heartbeat/(\w+)$", path)
         if path not in MONITORING:
-            self.sessions.touch(visitor, page[1] if page else None)
+            self.sessions.touch(visitor, page[1] if page else None, address)
         arriving = 0
         if path == f"{API}/upload":
             arriving = _length(headers)
@@ -120,7 +122,9 @@ class Guard:
             if page:
                 self.sessions.leave(visitor, page[1])
 
-    def _refusal(self, path: str, scope: Any, headers: dict[bytes, bytes], visitor: str) -> tuple[int, str, str] | None:
+    def _refusal(
+        self, path: str, scope: Any, headers: dict[bytes, bytes], visitor: str, address: str
+    ) -> tuple[int, str, str] | None:
         """Status, line and short reason where a request is turned away."""
         if path.startswith((f"{API}/file=", f"{API}/file/")):
             asked = unquote(path.removeprefix(f"{API}/file")[1:])
@@ -129,9 +133,11 @@ class Guard:
             return None
         if not _is_known(path):
             return 404, "there is no such page", "unknown route"
-        return self._body_refusal(path, headers, visitor) if scope["method"] == "POST" else None
+        return self._body_refusal(path, headers, visitor, address) if scope["method"] == "POST" else None
 
-    def _body_refusal(self, path: str, headers: dict[bytes, bytes], visitor: str) -> tuple[int, str, str] | None:
+    def _body_refusal(
+        self, path: str, headers: dict[bytes, bytes], visitor: str, address: str
+    ) -> tuple[int, str, str] | None:
         """The same for what a request brings, before it is read."""
         is_upload, length = path == f"{API}/upload", _length(headers)
         if b"transfer-encoding" in headers or (is_upload and not length):
@@ -145,8 +151,11 @@ class Guard:
             return 413, f"a file may have {one:g} MB, and all of yours {all_of_them:g} MB", "upload too large"
         if self.sessions.sent_bytes_of(visitor) + self._arriving[visitor] + length > QUOTA * self.max_file_bytes:
             return 413, "your files fill your share of this machine; close the page to let them go", "quota"
-        if disk_usage(self.sessions.folder).free - self._arriving.total() - length < MIN_FREE_BYTES:
+        room = disk_usage(self.sessions.folder).free - self._arriving.total() - MIN_FREE_BYTES
+        if length > room:
             return 507, "this machine has no room for more files; try again later", "disk full"
+        if self.sessions.sent_bytes_from(address) + length > room:  # half of what there was, so that others have some
+            return 507, "the files of your network address fill its share of this machine; try again later", "address"
         return None
 
     def _own_uploads(self, visitor: str, body: bytes) -> None:
@@ -192,6 +201,17 @@ class _Answer:
             await self._send(self._waiting)
             message = {"type": "http.response.body", "body": self._body}
         await self._send(message)
+
+
+def address_of(host: str) -> str:
+    """What is counted as one address: a machine's of IPv4, a network's of IPv6, where each machine has many."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

@@ -27,7 +27,7 @@ class Job:
     folder: Path
     stop: threading.Event = field(default_factory=threading.Event)
     share: float = 0.0
-    text: str = "waiting"
+    text: str = "starting"
     news: Any = None
     on_tell: Callable[[float, str, Any], object] | None = None
 

@@ -36,7 +36,7 @@ def models_tab(context: Context, dropdowns: Sequence[gr.Dropdown]) -> parts.Fill
         with gr.Column(scale=2, min_width=280):
             name = parts.model_dropdown(elem_id="models-name")
             run, cancel = parts.run_and_cancel("Measure speed", "models")
-            state = parts.status_line("models", "Seconds for one map on this machine.")
+            state = parts.status_line("models", "Times the network on this machine.")
         with gr.Column(scale=3, min_width=300):
             card = parts.html(
                 "models-card", words.empty("The card of the model, and its speed once measured, appear here.")
@@ -91,20 +91,29 @@ def _card_html(card: dict[str, Any]) -> str:
 
 
 def _tables(known: Sequence[dict[str, Any]]) -> str:
-    """The models of this machine, and folded away those that would be downloaded."""
-    header = ["model", "parameters", "vector", "head", "trained on", "metric"]
-    here, elsewhere = ([card for card in known if card["here"] is there] for there in (True, False))
-    tables = f"<p><b>On this machine</b></p>{words.table(header, [_row(card) for card in here])}"
+    """The trained models of this machine, and folded away the untrained ones and those that would be downloaded."""
+    trained = [card for card in known if card["here"] and not card["is_untrained"]]
+    untrained = [card for card in known if card["here"] and card["is_untrained"]]
+    elsewhere = [card for card in known if not card["here"]]
+    tables = f"<p><b>On this machine</b></p>{_table(trained)}"
+    if untrained:
+        tables += words.folded(f"{len(untrained)} networks with random weights, to train from", _table(untrained))
     if elsewhere:
-        folded = words.table(header, [_row(card) for card in elsewhere])
-        tables += f"<details><summary>{len(elsewhere)} more, which <code>unipercept</code> downloads on request</summary>{folded}</details>"
+        summary = f"{len(elsewhere)} more, which <code>unipercept</code> downloads on request"
+        tables += words.folded(summary, _table(elsewhere))
     return tables
+
+
+def _table(cards: Sequence[dict[str, Any]]) -> str:
+    return words.table(
+        ["model", "parameters", "vector", "head", "trained on", "metric"], [_row(card) for card in cards]
+    )
 
 
 def _row(card: dict[str, Any]) -> list[str]:
     head = "none" if card["is_untrained"] else "one for each task, below"
     if card["head_modality"]:
-        head = f"{card['n_classes']:,} classes, {card['head_modality']}"
+        head = f"{card['n_classes']:,} classes, {words.kind(card['head_modality'])}"
     trained_on = f"{card['task']}, jointly with the others" if card["task"] else card["trained_on"]
     return [card["name"], f"{card['millions']:g} M", str(card["dim"]), head, trained_on, card["metric"]]
 

@@ -13,6 +13,7 @@ from unipercept.app.web.models_tab import models_tab
 from unipercept.app.web.perceive_tab import perceive_tab
 from unipercept.app.web.series_tab import series_tab
 from unipercept.app.web.train_tab import train_tab
+from unipercept.app.web.turns import TurnQueue
 from unipercept.app.web.weather_tab import weather_tab
 
 if TYPE_CHECKING:
@@ -57,6 +58,24 @@ OPEN = """() => {
   if (wanted && /^[a-z]+$/.test(wanted)) until(open, 50);
   setTimeout(() => { window.unipercept_opened = true; }, 1500);
 }"""
+# gradio names all boxes for files alike, links to files by their size, and pictures not at all.
+NAMES = """() => {
+  const name = () => {
+    for (const block of document.querySelectorAll('.block')) {
+      const label = block.querySelector('[data-testid=block-label]')?.textContent.trim();
+      if (!label) continue;
+      for (const box of block.querySelectorAll('button[aria-label="Click to upload or drop files"]'))
+        box.setAttribute('aria-label', label + ': click to upload, or drop files');
+      for (const picture of block.querySelectorAll('img')) if (!picture.alt) picture.alt = label;
+      for (const link of block.querySelectorAll('a.download-link[download]'))
+        if (!link.hasAttribute('aria-label')) link.setAttribute('aria-label', 'Download ' + link.download);
+    }
+  };
+  let due = null;
+  new MutationObserver(() => { due = due || setTimeout(() => { due = null; name(); }, 200); })
+    .observe(document.body, {childList: true, subtree: true});
+  name();
+}"""
 TOGGLE = "() => { document.body.classList.toggle('dark'); }"
 
 
@@ -82,11 +101,13 @@ def build_page(context: Context) -> OwnedBlocks:
                 train_tab(context)
             with _tab("Models"):
                 filled.append(models_tab(context, models))
-        page.load(None, None, None, js=OPEN, api_visibility="private")
+        for script in (OPEN, NAMES):
+            page.load(None, None, None, js=script, api_visibility="private")
         for what in filled:
             page.load(what.function, what.inputs, what.outputs, **parts.QUIET, **context.quick)
     page.state_session_capacity = SESSIONS_KEPT
-    page.queue(max_size=200)
+    page.queue()
+    page._queue = TurnQueue.of(page._queue, context.metrics.refuse)
     return page
 
 

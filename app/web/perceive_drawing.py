@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +14,26 @@ from unipercept.app.web.perceive_work import AUTO, analyse
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from unipercept.app.web.perceive_work import Analysis
     from unipercept.embedding import EmbeddingMap
-    from unipercept.results import Labels
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A look as the page shows it: pictures, a plotly chart, HTML, and paths of files."""
+    """A look as the page shows it: paths of pictures, a plotly chart, HTML, and paths of files."""
 
     modality: str
     summary: str
     facts: str
     player: Path | None
-    picture: Any
+    picture: str | None
     frames: str | None
     chart: Any
-    map_picture: Any
+    map_picture: str | None
     labels: str
-    evidence: Any
+    evidence: str | None
     files: list[str]
 
 
@@ -44,20 +46,22 @@ def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
     """The result for the page; see `analyse`."""
     analysis = analyse(path, modality, usable_model(model), job)
     files = [str(written) for written in analysis.write(job.folder)]
+    kept = partial(_kept, analysis, job.folder)
     return Shown(
-        analysis.modality, f"{analysis.modality}, {sum(analysis.seconds.values()):.2f} s", words.facts(_facts(analysis)),
-        showing.player(analysis, job.folder), showing.picture(analysis), showing.frames(analysis), showing.chart(analysis),
-        showing.map_picture(analysis), _labels(analysis), showing.evidence_picture(analysis), files,
+        analysis.modality, f"{words.kind(analysis.modality)}, {sum(analysis.seconds.values()):.2f} s", words.facts(_facts(analysis)),
+        showing.player(analysis, job.folder), kept("picture", showing.picture(analysis)), showing.frames(analysis), showing.chart(analysis),
+        kept("map", showing.map_picture(analysis)), _labels(analysis),
+        kept("evidence", showing.evidence_picture(analysis)), files,
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Named:
-    """Labels of a recording by a visitor's own model: HTML and a picture."""
+    """Labels of a recording by a visitor's own model: HTML and the path of a picture."""
 
     summary: str
     labels: str
-    evidence: Any
+    evidence: str | None
 
 
 def name_json(path: Path, run: Path, job: Job) -> dict[str, Any]:
@@ -70,25 +74,37 @@ def name_and_draw(path: Path, run: Path, job: Job) -> Named:
     analysis = _named(path, run, job)
     assert analysis.labels is not None
     return Named(
-        f"{path.name}: {analysis.labels.labels[0]}", _bars(analysis.labels), showing.evidence_picture(analysis)
+        f"{path.name}: {analysis.labels.labels[0]}",
+        _bars(analysis),
+        _kept(analysis, job.folder, "evidence", showing.evidence_picture(analysis)),
     )
 
 
 def _named(path: Path, run: Path, job: Job) -> Analysis:
     analysis = analyse(path, AUTO, str(run), job)
     if analysis.labels is None:
-        raise InputError(f"this is {analysis.modality}, and the model knows another kind of recording")
+        raise InputError(f"this is {words.kind(analysis.modality)}, and the model knows another kind of recording")
     return analysis
 
 
+def _kept(analysis: Analysis, folder: Path, what: str, picture: Image | None) -> str | None:
+    """The path of a picture as a file, whose name one can tell from others in a folder of downloads."""
+    if picture is None:
+        return None
+    path = folder / f"{analysis.stem}-{what}.png"
+    picture.save(path)
+    return str(path)
+
+
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:
-    shape = " × ".join(str(n) for n in analysis.emap.tensor.shape)
+    shape = " × ".join(str(n) for n in analysis.emap.tensor.shape[1:])
+    maps = f"{analysis.n_maps:,} maps" if analysis.n_maps > 1 else "one map"
     memory = "not known on this system" if analysis.peak_mb is None else f"{analysis.peak_mb:.0f} MB above the start"
     pairs = [
         ("file", f"{analysis.path.name}, {words.size(analysis.path.stat().st_size)}"),
-        ("kind", analysis.modality),
+        ("kind", words.kind(analysis.modality)),
         ("model", analysis.model),
-        ("map", f"{shape} (B×C×H×W); {analysis.n_maps} in all"),
+        ("map", f"{maps} of {shape} (channels × rows × columns)"),
         ("axes", "; ".join(_axis(analysis.emap, name) for name in analysis.emap.coords) or "cells"),
         ("vector", f"{len(analysis.embedding.vector)} numbers, length 1"),
         ("time", ", ".join(f"{name} {value:.2f} s" for name, value in analysis.seconds.items())),
@@ -113,10 +129,16 @@ def _labels(analysis: Analysis) -> str:
         )
         there = " The Series tab forecasts it and finds anomalies." if analysis.modality == "timeseries" else ""
         return words.note(f"No labels: {analysis.note}.{untrained}{there}")
-    return _bars(analysis.labels) + words.note(analysis.note, "warning" if analysis.is_out_of_distribution else "good")
+    return _bars(analysis) + words.note(analysis.note, "plain" if analysis.notice else "good")
 
 
-def _bars(labels: Labels) -> str:
-    top = labels.top(5)
+def _bars(analysis: Analysis) -> str:
+    """The labels with their probabilities, below the notice where there is one."""
+    assert analysis.labels is not None
+    top = analysis.labels.top(5)
     found = list(zip(top.labels, top.scores, strict=True))
-    return f"<p><b>Most probable</b> of {len(labels.labels)} classes</p>{words.bars(found)}"
+    if analysis.notice:
+        head, doubtful = f"{words.note(analysis.notice)}<p><b>Closest</b>", True
+    else:
+        head, doubtful = "<p><b>Most probable</b>", False
+    return f"{head} of its {len(analysis.labels.labels)} classes</p>{words.bars(found, doubtful=doubtful)}"

@@ -42,10 +42,15 @@ class Analysis:
     labels: Labels | None
     explanation: Explanation | None
     note: str  # about the head, in words
+    notice: str  # why the labels are not to be trusted: unlike all that the head was trained on; or ""
     is_trained: bool
-    is_out_of_distribution: bool  # unlike all that the head was trained on
     seconds: dict[str, float]
     peak_mb: float | None
+
+    @property
+    def stem(self) -> str:
+        """What the names of files begin with that are made of the recording."""
+        return self.path.stem[:60] or "recording"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
@@ -54,8 +59,8 @@ class Analysis:
             "modality": self.modality,
             "model": without_folders(self.model),
             "labels": None if self.labels is None else self.labels.to_dict()["labels"][:20],
-            "note": self.note,
-            "is_out_of_distribution": self.is_out_of_distribution,
+            "note": f"{self.notice} {self.note}".strip(),
+            "is_out_of_distribution": bool(self.notice),
             "vector": self.embedding.vector.tolist(),
             "n_maps": self.n_maps,
             "map": {
@@ -80,8 +85,7 @@ class Analysis:
 
     def write(self, folder: Path) -> list[Path]:
         """The files to download: the vector, the map with its axes, and all facts."""
-        stem = self.path.stem[:60] or "recording"
-        paths = [folder / f"{stem}.vector.csv", folder / f"{stem}.map.safetensors", folder / f"{stem}.json"]
+        paths = [folder / f"{self.stem}{end}" for end in (".vector.csv", ".map.safetensors", ".json")]
         vector = self.embedding.vector.tolist()
         paths[0].write_text(
             "feature,value\n" + "".join(f"{i},{x:.9g}\n" for i, x in enumerate(vector)), encoding="utf-8"
@@ -116,14 +120,14 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     passes = [_pass(pipeline(found, name), path, job, clock) for name in tasks_for(model, found)]
     first = passes[0]
     card, labels, explanation = model_card(first.model), None, None
-    note, is_out_of_distribution = no_head_message(card.name, found), False
+    note, notice = no_head_message(card.name, found), ""
     heard = [(one.labels, one) for one in passes if one.labels is not None]
     if heard:
         labels, best = min(heard, key=lambda pair: ood_score(pair[0]))
         card = model_card(best.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
-        if notice := labels.metadata.get("notice"):
-            note, is_out_of_distribution = f"Do not trust these labels: this is {notice}. {note}", True
+        if reason := labels.metadata.get("notice"):
+            notice = f"Do not trust these labels: this is {reason}."
         job.tell(0.92, "evidence")
         explanation = explain_map(best.emap, best.model, label=labels.labels[0], source=str(path))
         clock.stop("explain")
@@ -131,7 +135,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     job.tell(0.95, "drawing")
     return Analysis(
         path, found, card.name, first.raw, first.piece, first.emap, first.n_maps, embedding, labels, explanation, note,
-        not card.is_untrained, is_out_of_distribution, clock.seconds, memory.rise_mb(),
+        notice, not card.is_untrained, clock.seconds, memory.rise_mb(),
     )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import gradio as gr
 from numpy.typing import NDArray
 
+from unipercept.app.web import words
+
 # One colour and one shape of mark a modality, so that colour is not all that tells them apart.
 MARKS = {
     "image": ("#0072B2", "circle"),
@@ -77,13 +79,13 @@ def plane(places: NDArray[Any], names: Sequence[str], modalities: Sequence[str])
     taken = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]  # and the names, once they are written
     for i, ((x, y), name, kind) in enumerate(zip(marks, names, modalities, strict=True)):
         colour, shape = MARKS.get(kind, MARKS["image"])
-        title = escape(f"{name} ({kind})")
+        title = escape(f"{name} ({words.kind(kind)})")
         text = _name(x, y, name[:22], taken) if len(names) <= MOST_NAMED else ""
         points += (
             f'<g transform="translate({x:.1f} {y:.1f})"><g class="pt" tabindex="0" role="button" aria-label="{title}" data-i="{i}" '
             f'fill="{colour}"><title>{title}</title>{SHAPES[shape]}</g>{text}</g>'
         )
-    legend = ", ".join(f"{kind}: {MARKS[kind][1]}" for kind in dict.fromkeys(modalities) if kind in MARKS)
+    legend = ", ".join(f"{words.kind(kind)}: {MARKS[kind][1]}" for kind in dict.fromkeys(modalities) if kind in MARKS)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="group" aria-label="map of the vectors">{points}</svg>'
         f'<p class="legend">The two directions in which the vectors differ most. {legend}. Click a point to open its recording.</p>'

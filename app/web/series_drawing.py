@@ -15,6 +15,13 @@ from unipercept.app.web.job import Job
 from unipercept.app.web.series_work import MAX_SECONDS, SeriesForecast, forecast_series, table_file
 
 SHOWN = 4  # series drawn; the file holds all
+SEEN = 6  # times the horizon: how much of the history is in view at first
+BEST = 6  # methods listed; the others are folded away
+MEASURES = (
+    "MASE: the error of the median, relative to the error of repeating the last cycle; below 1 is better than that. "
+    "Weighted quantile loss: the loss of the whole distribution, relative to the values. Inside 80 %: the share of values "
+    "that this interval caught."
+)
 BAND, INNER = (0.025, 0.975), (0.1, 0.9)
 
 
@@ -87,16 +94,19 @@ def _chart(forecast: SeriesForecast) -> Any:
             )  # fmt: skip
         figure.add_scatter(x=ahead, y=result.values[:, i], name="forecast", line={"color": charts.BLUE, "width": 2}, legendgroup="f", showlegend=first, **place)  # fmt: skip
         start = str(past[0]) if len(past) else ""
-        odd = [one for one in forecast.anomalies if one.variable == result.variables[i] and _moment(one.time) >= start][
-            :60
-        ]
+        odd = [
+            one for one in forecast.anomalies if one.variable == result.variables[i] and _moment(str(one.time)) >= start
+        ][:60]
         if odd:
             figure.add_scatter(
-                x=[_moment(one.time) for one in odd], y=[one.value for one in odd], mode="markers", name="odd", legendgroup="o",
+                x=[_moment(str(one.time)) for one in odd], y=[one.value for one in odd], mode="markers", name="odd", legendgroup="o",
                 marker={"color": "#CC79A7", "size": 7, "symbol": "diamond-open"}, showlegend=first, **place,
             )  # fmt: skip
     height = 170 + 190 * len(names)
     charts.styled(figure, height)
+    seen = past[-SEEN * len(ahead) :]  # the rest of the history is there when one zooms out
+    if 0 < len(seen) < len(past):
+        figure.update_xaxes(range=[seen[0], ahead[-1]])
     below_label = 1 - 28 / height  # gradio's label lies in the corner, over a legend that fills a phone's width
     figure.update_layout(margin={"t": 96}, legend={"y": below_label, "yref": "container", "yanchor": "top"})
     return figure
@@ -118,9 +128,16 @@ def _scores(forecast: SeriesForecast) -> str:
         for name, s in [rows[0], *sorted(rows[1:], key=lambda row: row[1].wql)]
     ]
     head = f"<p><b>Back-test</b>: {len(result.backtest.plan.scored)} earlier origins, {result.backtest.plan.horizon} steps ahead</p>"
-    return (
-        head + words.table(["method", "MASE", "weighted quantile loss", "inside 80 %", "inside 95 %"], cells) + notices
+    others = (
+        words.folded(f"{len(cells) - BEST - 1} more methods", _methods(cells[BEST + 1 :]))
+        if len(cells) > BEST + 1
+        else ""
     )
+    return head + _methods(cells[: BEST + 1]) + others + f'<p class="up-small">{escape(MEASURES)}</p>' + notices
+
+
+def _methods(cells: Sequence[Sequence[str]]) -> str:
+    return words.table(["method", "MASE", "weighted quantile loss", "inside 80 %", "inside 95 %"], cells)
 
 
 def _anomalies(forecast: SeriesForecast) -> str:
@@ -133,8 +150,8 @@ def _anomalies(forecast: SeriesForecast) -> str:
     if not forecast.anomalies:
         return f"<p><b>Odd values</b>: none of {forecast.n_checked:,} values.</p>"
     rows = [
-        [one.variable, one.time.replace("T", " ")[:16], f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
-        for one in forecast.anomalies[:8]
+        [one.variable, time, f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
+        for one, time in list(zip(forecast.anomalies, forecast.anomaly_times(), strict=True))[:8]
     ]
     return head + words.table(["series", "time", "value", "expected"], rows)
 

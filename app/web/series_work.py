@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unipercept.app.web.job import Job
 from unipercept.errors import InputError
 
@@ -23,7 +25,7 @@ class Anomaly:
     """A value far outside the 95 % interval of the forecast made before it."""
 
     variable: str
-    time: str
+    time: Any  # as in the series: a NumPy datetime, or a number
     value: float
     low: float
     high: float
@@ -37,11 +39,19 @@ class SeriesForecast:
     anomalies: tuple[Anomaly, ...]
     n_checked: int
 
+    def anomaly_times(self) -> list[str]:
+        """When each anomaly was, as people write it."""
+        from unipercept.results.words import plain_times
+
+        return plain_times(np.array([one.time for one in self.anomalies])) if self.anomalies else []
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
         return {
             **self.result.to_dict(),
-            "anomalies": [vars(one) for one in self.anomalies],
+            "anomalies": [
+                {**vars(one), "time": time} for one, time in zip(self.anomalies, self.anomaly_times(), strict=True)
+            ],
             "values_checked": self.n_checked,
         }
 
@@ -104,8 +114,6 @@ def anomalies(path: Path, targets: Sequence[str]) -> tuple[tuple[Anomaly, ...], 
     except InputError:  # a table too short to look back in: the forecast has said so
         return (), 0
     rows = zip(found.variable, found.time, found.value, found.low, found.high, strict=True)
-    odd = tuple(
-        Anomaly(name, str(time), float(value), float(low), float(high)) for name, time, value, low, high in rows
-    )
+    odd = tuple(Anomaly(name, time, float(value), float(low), float(high)) for name, time, value, low, high in rows)
     scored = int(found.metadata["rows"]) - int(found.metadata["first_row_scored"])
     return odd, max(0, scored) * len(found.variables)

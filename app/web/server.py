@@ -33,7 +33,7 @@ class Server:
     """Everything that runs, and its one temporary folder, which goes when it stops."""
 
     def __init__(self, options: AppOptions, workers: Workers | None = None) -> None:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read, as those below, when gradio is imported
         os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="unipercept-app-")).resolve()
@@ -75,6 +75,7 @@ class Server:
         api.add_route("/health", health)
         api.add_route("/metrics", metrics)
         page = build_page(Context(self.options, self.examples, self.sessions, self.metrics, self.workers))
+        self.queue = page._queue
         app = gr.mount_gradio_app(
             api,
             page,

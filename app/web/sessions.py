@@ -23,6 +23,7 @@ class _Visitor:
     paths: set[str] = field(default_factory=set)
     sent: set[str] = field(default_factory=set)  # those of `paths` that were uploaded
     pages: set[str] = field(default_factory=set)  # open pages, by gradio's session hash
+    address: str = ""  # where the last request came from
     seen: float = field(default_factory=time.monotonic)
     closed: float | None = None
 
@@ -48,11 +49,11 @@ class Sessions:
         """The name of a visitor: a hash, so that paths and logs do not hold the cookie."""
         return hashlib.sha256(cookie.encode()).hexdigest()[:16]
 
-    def touch(self, visitor: str, page: str | None = None) -> None:
+    def touch(self, visitor: str, page: str | None = None, address: str = "") -> None:
         """A visitor is here, perhaps with a page."""
         with self._lock:
             known = self._visitors.setdefault(visitor, _Visitor())
-            known.seen, known.closed = time.monotonic(), None
+            known.seen, known.closed, known.address = time.monotonic(), None, address
             if page:
                 known.pages.add(page)
 
@@ -100,6 +101,12 @@ class Sessions:
             paths = list(self._visitors[visitor].sent) if visitor in self._visitors else []
         return sum(_size(Path(path)) for path in paths)
 
+    def sent_bytes_from(self, address: str) -> int:
+        """How much the files take that visitors of an address have sent."""
+        with self._lock:
+            paths = {path for known in self._visitors.values() if known.address == address for path in known.sent}
+        return sum(_size(Path(path)) for path in paths)
+
     def work_bytes_of(self, visitor: str) -> int:
         """How much a visitor's jobs have written."""
         return sum(_size(path) for path in (self.folder / "work" / visitor).rglob("*"))
@@ -136,6 +143,7 @@ class Sessions:
                 name
                 for name, known in self._visitors.items()
                 if (known.closed is not None and now - known.closed > GRACE_SECONDS)
+                or (now - known.seen > GRACE_SECONDS and self._has_nothing(name, known))
                 or (not known.pages and now - known.seen > self.keep_seconds)
                 or now - known.seen > 8 * self.keep_seconds
             ]
@@ -144,6 +152,10 @@ class Sessions:
         for path in list(self.folder.glob("tmp*")):  # where gradio writes an upload until it is whole
             if path.is_file() and time.time() - path.stat().st_mtime > STRAY_SECONDS:
                 path.unlink(missing_ok=True)
+
+    def _has_nothing(self, name: str, known: _Visitor) -> bool:
+        """Whether nothing is lost with a visitor: programs without cookies are a new one at every request."""
+        return not known.pages and not known.paths and not (self.folder / "work" / name).exists()
 
     def counts(self) -> tuple[int, int]:
         """Visitors and open pages."""

@@ -59,23 +59,11 @@ def _train_part(context: Context) -> gr.State:
             files = parts.downloads("Model and report", "train-files")
     inputs, outputs = [clips, learns, epochs], [state, curve, scores, files, run_name]
 
-    def draw(trained: TrainedRun) -> list[Any]:
-        return [
-            status(None, "trained"),
-            parts.shown(_chart(trained.curve) if trained.curve.loss else None),
-            _scores(trained),
-            gr.update(value=trained.files(), visible=True),
-            trained.name,
-        ]
-
-    def draw_curve(curve: Curve) -> list[Any]:
-        return [gr.update(value=_chart(curve), visible=True), gr.skip(), gr.skip(), gr.skip()]
-
     async def run_train(clips: str | None, learns: str, epochs: float, request: gr.Request) -> AsyncIterator[list[Any]]:
         work = _work(context, clips, learns, epochs)
         try:
             async for update in context.updates(
-                "train", work, request, draw, outputs, is_long=True, draw_news=draw_curve
+                "train", work, request, _draw, outputs, is_long=True, draw_news=_draw_curve
             ):
                 yield update
         except RefusalError:
@@ -104,6 +92,22 @@ def _train_part(context: Context) -> gr.State:
     made = [gr.JSON(visible=False), gr.File(visible=False, file_count="multiple")]
     parts.endpoint("train", train, inputs, made, **slow)
     return run_name
+
+
+def _draw(trained: TrainedRun) -> list[Any]:
+    """Values of the outputs of `_train_part`, in their order."""
+    return [
+        status(None, "trained"),
+        parts.shown(_chart(trained.curve) if trained.curve.loss else None),
+        _scores(trained),
+        gr.update(value=trained.files(), visible=True),
+        trained.name,
+    ]
+
+
+def _draw_curve(curve: Curve) -> list[Any]:
+    """The same but the status line, while it learns."""
+    return [gr.update(value=_chart(curve), visible=True), gr.skip(), gr.skip(), gr.skip()]
 
 
 def _try_part(context: Context, run_name: gr.State) -> None:

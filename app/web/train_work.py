@@ -32,7 +32,7 @@ LEARNS: dict[str, tuple[str | None, Tuning]] = {
 EPOCHS = 10
 RUN_NAME = re.compile(r"[0-9a-f]{32}")
 MODEL = "model.safetensors"
-FILES = (MODEL, "report.html", "scores.json")  # shown one by one beside the whole run as a zip file
+FILES = (MODEL, "report.html", "scores.json")  # offered one by one beside the whole run as a zip file
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class TrainedRun:
     curve: Curve
 
     def files(self) -> list[str]:
-        """To be taken home."""
-        return [str(self.packed), *(str(self.folder / name) for name in FILES)]
+        """To be taken home, each named after the zip file."""
+        named = [self.packed.with_name(f"{self.packed.stem}-{name}") for name in FILES]
+        return [str(path) for path in (self.packed, *named)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: what the API gives."""
@@ -101,8 +102,11 @@ def train_on_zip(packed: Path, learns: str, epochs: int, job: Job, max_bytes: in
     )
     for done in (job.folder / "clips", output / "fit"):  # recordings and checkpoints: nobody asks for them again
         shutil.rmtree(done, ignore_errors=True)
+    packed_run = _zipped(output, job.folder / f"{called}.zip")
+    for name in FILES:  # by links: the model takes its place on the disk once
+        packed_run.with_name(f"{called}-{name}").hardlink_to(output / name)
     return TrainedRun(
-        job.folder.name, output, _zipped(output, job.folder / f"{called}.zip"), dict(summary.scores), summary.class_names,
+        job.folder.name, output, packed_run, dict(summary.scores), summary.class_names,
         summary.skipped, told.curve(),
     )  # fmt: skip
 

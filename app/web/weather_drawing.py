@@ -133,11 +133,12 @@ def _facts(found: Forecasted) -> list[tuple[str, str]]:
 
 
 def _files(found: Forecasted, folder: Path) -> list[str]:
-    """The forecast as NetCDF, and the scores as CSV."""
-    written = [folder / "forecast.nc"]
+    """The forecast as NetCDF, and the scores as CSV, named after their start."""
+    start = str(np.datetime_as_string(np.datetime64(found.init_time), "h"))
+    written = [folder / f"forecast-{start}.nc"]
     found.forecast.to_netcdf(written[0])
     if found.table is not None:
         flat = [n for n, a in found.table.data_vars.items() if a.dims == ("model", "lead", "region", "channel")]
-        written.append(folder / "scores.csv")
+        written.append(folder / f"scores-{start}.csv")
         found.table[flat].to_dataframe().reset_index().to_csv(written[1], index=False)
     return [str(path) for path in written]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.app.web.showing import webp
-from unipercept.app.web.weather_work import truth_of
+from unipercept.app.web.weather_work import channel_title, truth_of
 from unipercept.app.web.words import unit
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def map_frames(found: Forecasted, on_frame: Callable[[int, int], object]) -> lis
     array = select_channel(found.forecast, found.channel).isel(time=0)
     ours = np.asarray((array.mean("number") if "number" in array.dims else array).values, float)
     chosen = range(0, len(ours), max(1, -(-len(ours) // MAX_FRAMES)))
-    panels = _panels(found, ours)
+    panels, title = _panels(found, ours), channel_title(found.channel)
     made = []
     for number, k in enumerate(chosen):
         step = round(found.lead_hours[k] / (found.lead_hours[0] or 1))
-        label = f"{found.channel}, + {found.lead_hours[k]:g} h ({found.lead_hours[k] / 24:.2f} days), {_stage_of(found, step)}"
+        label = f"{title}, + {found.lead_hours[k]:g} h ({found.lead_hours[k] / 24:.2f} days), {_stage_of(found, step)}"
         made.append((label, [(panel.title, panel.picture(k)) for panel in panels]))
         on_frame(number + 1, len(chosen))
     return made

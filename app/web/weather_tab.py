@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 FIRST = ("the first", "")
 CLIMATE_INFO = "Of a file that holds a year; without a file, of a year that is made once, in minutes"
-EMPTY = "Maps under a lead slider, the error beside persistence, and the plume at a place appear here."
+EMPTY = (
+    "Maps of the forecast appear here, hour by hour; its error beside that of persistence (the weather stays as it is); "
+    "and the forecast at one place, its plume."
+)
 
 
 class _Controls(NamedTuple):
@@ -95,7 +98,7 @@ def weather_tab(context: Context) -> parts.Filled:
         channels, times = await context.result("times", work, request)
         return [
             gr.update(choices=[FIRST, *times], value=""),
-            gr.update(choices=channels, value=default_channel(channels)),
+            gr.update(choices=channels, value=default_channel([name for _, name in channels])),
         ]
 
     slow, state, filled = context.slow("weather"), controls.state, [controls.start, controls.channel]
@@ -111,7 +114,9 @@ def weather_tab(context: Context) -> parts.Filled:
 
 def _controls(source: str) -> _Controls:
     file = parts.dropzone("Fields: NetCDF, GRIB or zipped Zarr", "weather-file")
-    parts.html(value=words.note(f"Without a file: {source}.", "plain"))
+    parts.html(
+        value=words.note(f"Without a file: {source}. A file must hold every channel of the list below.", "plain")
+    )
     with gr.Row():
         start = gr.Dropdown(
             [FIRST],
@@ -119,27 +124,24 @@ def _controls(source: str) -> _Controls:
             allow_custom_value=True,
             label="Start",
             info="UTC",
-            min_width=120,
+            min_width=200,
             elem_id="weather-start",
         )
         channel = gr.Dropdown(
             [("z500", "")], value="", allow_custom_value=True, label="Channel", info="Drawn and scored",
-            min_width=120, elem_id="weather-channel",
+            min_width=200, elem_id="weather-channel",
         )  # fmt: skip
     days = gr.Slider(0.25, MAX_DAYS, value=8, step=0.25, label="Days ahead", elem_id="weather-days", buttons=[])
-    with gr.Row():
-        starts = gr.Slider(
-            1, MAX_STARTS, value=2, step=1, label="Starts", info="Scored, a day apart", min_width=120, buttons=[]
-        )
-        members = gr.Slider(
-            1, MAX_MEMBERS, value=1, step=1, label="Members", info="1: no ensemble", min_width=120, buttons=[]
-        )
+    starts = gr.Slider(1, MAX_STARTS, value=2, step=1, label="Starts", info="A day apart; all are scored", buttons=[])
+    members = gr.Slider(
+        1, MAX_MEMBERS, value=1, step=1, label="Members", info="Of the ensemble; 1 for none", buttons=[]
+    )
     with gr.Row():
         latitude = gr.Number(52, label="Plume at °N", minimum=-90, maximum=90, min_width=90)
         longitude = gr.Number(13, label="°E", minimum=-360, maximum=360, min_width=90)
     climate = gr.Checkbox(False, label="Score against climatology", info=CLIMATE_INFO, elem_id="weather-climatology")
     run, cancel = parts.run_and_cancel("Forecast", "weather")
-    state = parts.status_line("weather", "Ready.")
+    state = parts.status_line("weather", "Send a file, or take the example.")
     example = gr.Button("Example: eight days from generated weather", size="sm", elem_id="weather-example")
     return _Controls(
         file, channel, start, days, starts, members, latitude, longitude, climate, run, cancel, state, example

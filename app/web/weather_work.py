@@ -205,8 +205,8 @@ def _stages(cascade: Any, n_steps: int) -> tuple[tuple[str, int, int], ...]:
 
 def choices(
     file: Path | None, cascade_path: str, data: Path | None, job: Job, max_bytes: int
-) -> tuple[list[str], list[str]]:
-    """Channels of the cascade, and times that a forecast can start from."""
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Channels of the cascade with their titles (title, name), and times that a forecast can start from."""
     job.tell(0.1, "reading the times")
     from unipercept.app.forecaster.cascade_file import load_cascade
     from unipercept.app.forecaster.frames import Frames
@@ -219,7 +219,9 @@ def choices(
         source, _ = _given(file, data, job, max_bytes)
         times = Frames(source).times
     starts = times[max(model.frames - 1, 0) :][:MAX_LISTED]
-    return list(model.channels), [str(np.datetime_as_string(time, "h")) for time in starts]
+    return [(channel_title(name), name) for name in model.channels], [
+        str(np.datetime_as_string(time, "h")) for time in starts
+    ]
 
 
 def _source(file: Path | None, data: Path | None, shared: Path, job: Job, max_bytes: int) -> tuple[Path, str]:
@@ -330,6 +332,18 @@ def truth_of(fields: xarray.Dataset, made: xarray.Dataset, channel: str) -> xarr
 
 def _stage_name(cascade: Cascade, step: int) -> str:
     return cascade.stages[cascade.stage_index(step - 1)].name
+
+
+def channel_title(name: str) -> str:
+    """A channel as people call it: z500, geopotential at 500 hPa."""
+    from unipercept.app.forecaster.writer import LONG_NAMES, UPPER
+
+    level = None if name in LONG_NAMES else UPPER.fullmatch(name)
+    found = LONG_NAMES.get(level[1] if level else name)
+    if found is None:
+        return name
+    height = f" at {level[2]} hPa" if level else {"t2m": " at 2 m", "u10": " at 10 m", "v10": " at 10 m"}.get(name, "")
+    return f"{name}, {found[1].replace('_', ' ')}{height}"
 
 
 def default_channel(channels: Sequence[str]) -> str:

@@ -14,6 +14,11 @@ from numpy.typing import NDArray
 POWERS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def kind(modality: str) -> str:
+    """A modality as people write it."""
+    return {"pointcloud": "point cloud", "timeseries": "time series"}.get(modality, modality)
+
+
 def note(text: str, kind: str = "warning") -> str:
     """A line with an edge whose colour is its kind: "warning", "good" or "plain"."""
     return f'<p class="up-note up-{kind}">{escape(text)}</p>'
@@ -71,14 +76,23 @@ def _cell(text: str) -> str:
     return f"<td{short}>{escape(text)}</td>"
 
 
-def bars(pairs: Sequence[tuple[str, float]]) -> str:
-    """Names with shares from 0 to 1 as bars."""
+def bars(pairs: Sequence[tuple[str, float]], *, doubtful: bool = False) -> str:
+    """Names with shares from 0 to 1 as bars, grey where they are doubtful."""
     rows = "".join(
-        f'<div class="up-bar"><span title="{escape(name)}">{escape(name)}</span>'
-        f'<div><i style="width:{100 * min(max(value, 0), 1):.1f}%"></i></div><b>{value:.1%}</b></div>'
+        f'<div class="up-bar" role="listitem"><span title="{escape(name)}">{escape(name)}</span>'
+        f'<div><i style="width:{100 * min(max(value, 0), 1):.1f}%"></i></div><b>{_percent(value)}</b></div>'
         for name, value in pairs
     )
-    return f'<div class="up-bars" role="list">{rows}</div>'
+    return f'<div class="up-bars{" up-doubtful" if doubtful else ""}" role="list">{rows}</div>'
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def folded(summary: str, content: str) -> str:
+    """HTML that is opened on request; `summary` is HTML, too."""
+    return f"<details><summary>{summary}</summary>{content}</details>"
 
 
 def matrix(values: NDArray[Any], names: Sequence[str]) -> str:

@@ -132,3 +132,18 @@ def test_numbers_stand_to_the_right_and_words_to_the_left():
     html = page.table(["name", "error"], [["ours", "0.12"], ["naive", "-1.3"]])
     assert '<td class="n">0.12</td>' in html
     assert "<td>ours</td>" in html
+
+
+def test_the_map_of_a_picture_is_drawn_in_the_pictures_own_pixels(tmp_path):
+    from PIL import Image
+
+    import unipercept
+    from unipercept.app.tour.drawing import draw_map
+
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+    pipe = unipercept.pipeline("image")
+    emap = pipe.embed(pipe.read(tmp_path / "a.png"))
+    axes = draw_map(emap).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x in px", "y in px")
+    last = max(int(label.get_text().replace(",", "")) for label in axes.get_xticklabels())
+    assert emap.tensor.shape[-1] < last <= 640

@@ -119,7 +119,8 @@ def test_weather_against_a_climatology(client, recordings, monkeypatch, tmp_path
 def test_train_and_classify(server, client, recordings, tmp_path):
     found, files = client.predict(handle_file(str(recordings["classes"])), "network", 2, api_name="/train")
     assert found["classes"] == ["bright", "dark"]
-    assert {path.rsplit("/", 1)[1] for path in files} >= {"model.safetensors", "report.html", "scores.json"}
+    names = {path.rsplit("/", 1)[1] for path in files}
+    assert names == {f"classes-run{end}" for end in (".zip", "-model.safetensors", "-report.html", "-scores.json")}
     named = client.predict(handle_file(str(recordings["dark"])), found["run"], api_name="/classify")
     assert {pair["label"] for pair in named["labels"]} == {"bright", "dark"}
     assert "no such run" in refused(client, handle_file(str(recordings["dark"])), "../../etc", api_name="/classify")

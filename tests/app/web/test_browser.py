@@ -261,7 +261,7 @@ def test_markup_in_the_header_of_a_table_is_text(visit, recordings, tmp_path):
     visit.wait_text("#series-status", r"48 steps of 1 series")
     visit.page.locator("#series-chart", has_text="<img src=x").wait_for(timeout=LONG)
     visit.send("perceive", [table])
-    visit.wait_text("#perceive-status", r"timeseries, [\d.]+ s")
+    visit.wait_text("#perceive-status", r"time series, [\d.]+ s")
     assert visit.page.title() == "unipercept"
     assert visit.page.locator("img[src='x']").count() == 0
 
@@ -321,7 +321,7 @@ def test_users_sign_in_below_a_root_path(chromium, tiny_weather):
 def test_the_tab_key_reaches_all_that_one_needs(visit):
     for name, (title, example, *_) in MAIN_FLOWS.items():
         visit.tab(title)
-        needed = {f"#{name}-run", f"#{name}-cancel", *filter(None, [example])}
+        needed = {f"#{name}-run", *filter(None, [example])}  # Cancel is there while something runs
         needed |= {UPLOADS[name][0]} if name in UPLOADS else set()
         visit.page.locator(f"#{name}-run").wait_for(timeout=LONG)
         visit.page.get_by_role("tab", name=title).focus()
@@ -333,6 +333,22 @@ def test_the_tab_key_reaches_all_that_one_needs(visit):
                 here for here in needed if visit.page.evaluate("(s) => !!document.activeElement.closest(s)", here)
             }
         assert needed == set(), name
+
+
+def test_all_that_one_can_press_or_look_at_has_a_name(visit):
+    accessibility = visit.context.new_cdp_session(visit.page)
+    visit.main_flow("perceive")
+    visit.page.locator("#perceive-files a[aria-label='Download lion.json']").wait_for(timeout=LONG)
+    visit.page.locator("#perceive-map img[alt]").wait_for(timeout=LONG)
+    for title in ("Compare", "Train", "Perceive"):
+        visit.tab(title)
+        visit.page.wait_for_timeout(1000)
+        nodes = [n for n in accessibility.send("Accessibility.getFullAXTree")["nodes"] if not n["ignored"]]
+        found = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes]
+        assert [role for role, name in found if role in ("button", "link", "slider", "combobox") and not name] == []
+        boxes = [name for role, name in found if role == "button" and "drop files" in name]
+        assert len(boxes) == len(set(boxes))
+        assert all(not name.startswith("Click") for name in boxes)
 
 
 def test_a_tab_and_an_example_open_by_the_keyboard(visit):

@@ -63,3 +63,12 @@ def test_names_of_points_lie_over_no_other_name_and_no_mark():
         assert not (a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3])
     for (left, top, right, bottom), (x, y) in itertools.product(boxes, marks):
         assert not (left < x + MARK - 1 and x - MARK + 1 < right and top < y + MARK - 1 and y - MARK + 1 < bottom)
+
+
+def test_few_vectors_are_not_centred():
+    """Two vectors without their mean are opposite, whatever they are."""
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=4).astype(np.float32) for _ in range(5)]
+    few, enough = (Compared([Path(f"{i}.x") for i in range(n)], ["image"] * n, vectors[:n], "default") for n in (2, 5))
+    assert few.to_dict()["centred_similarity"] is None
+    assert len(enough.to_dict()["centred_similarity"]) == 5

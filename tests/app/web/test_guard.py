@@ -201,6 +201,26 @@ def test_uploads_leave_room_on_the_disk(visitor, monkeypatch):
     assert (answer.status_code, "no room" in answer.text) == (507, True)
 
 
+def test_an_address_leaves_others_half_of_the_room(server, visitor, stranger, monkeypatch):
+    monkeypatch.setattr(
+        "unipercept.app.web.guard.disk_usage",
+        lambda folder: SimpleNamespace(free=502_000_000 - server.sessions.sent_bytes_from("127.0.0.1")),
+    )
+    begun = server.sessions.sent_bytes_from("127.0.0.1")
+    statuses = [
+        sender.post("/gradio_api/upload", files={"files": ("x.bin", bytes([n]) * 300_000)}).status_code
+        for n, sender in enumerate([visitor, stranger] * 3)
+    ]
+    assert begun < 300_000
+    assert statuses[:2] == [200, 200]
+    assert statuses[-1] == 507
+    elsewhere = {"X-Forwarded-For": "192.0.2.1"}
+    sent = stranger.post("/gradio_api/upload", files={"files": ("x.bin", bytes(300_000))}, headers=elsewhere)
+    assert sent.status_code == 200
+    for sender in (visitor, stranger):
+        server.sessions.close(server.sessions.visitor(sender.cookies[COOKIE]))
+
+
 def test_a_call_that_would_fill_the_memory_is_refused_before_it_is_read(server):
     address = httpx.URL(server.url)
     head = f"POST /gradio_api/call/forecast HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
@@ -362,4 +382,4 @@ def test_a_server_that_is_told_to_stop_leaves_nothing(tmp_path):
         assert list(tmp_path.glob("unipercept-app-*"))
         process.terminate()
         process.wait(30)
-    assert not list(tmp_path.glob("unipercept-app-*"))
+    assert not list(tmp_path.iterdir())  # nor what gradio makes where it is not told

@@ -1,13 +1,16 @@
 """What visitors take home names what they gave, and nothing of the server's folders."""
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("gradio")
 
 from unipercept.app.web.job import Job
+from unipercept.app.web.perceive_drawing import analyse_and_draw
 from unipercept.app.web.perceive_work import AUTO, analyse
 from unipercept.app.web.train_work import LEARNS, train_on_zip
 
@@ -40,14 +43,28 @@ def test_a_look(job, recordings, recording):
     names_no_folder(analysis.write(job.folder), recordings[recording].parent)
 
 
+def test_pictures_to_take_home_are_named_after_the_recording(job, recordings):
+    shown = analyse_and_draw(recordings["picture"], AUTO, "default", job)
+    pictures = [shown.picture, shown.map_picture, shown.evidence]
+    assert [Path(path).name for path in pictures] == [f"picture-{end}.png" for end in ("picture", "map", "evidence")]
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
 def test_a_forecast(job, recordings):
     from unipercept.app.web.series_drawing import draw
-    from unipercept.app.web.series_work import forecast_series
+    from unipercept.app.web.series_work import Anomaly, forecast_series
 
     path = recordings["load"]
     forecast = forecast_series(path, [], 4, 2.0, job)
     assert forecast.to_dict()["source"] == "load.csv"
     names_no_folder(draw(forecast, path, job).files, path.parent)
+    odd = Anomaly("load", np.datetime64("2024-01-10T05:00:00", "ns"), 30.0, 9.0, 11.0)
+    forecast = replace(forecast, anomalies=(odd,))
+    assert forecast.to_dict()["anomalies"][0]["time"] == "2024-01-10 05:00"
+    drawn = draw(forecast, path, job)
+    assert "<td" in drawn.anomalies
+    assert "2024-01-10 05:00" in drawn.anomalies
+    assert "odd" in [trace.name for trace in drawn.chart.data]
 
 
 @pytest.mark.parametrize("learns", LEARNS)

@@ -66,6 +66,27 @@ def test_a_silent_visitor_is_forgotten_in_time(tmp_path):
     assert not path.exists()
 
 
+def test_a_visitor_with_nothing_is_forgotten_soon(kept, monkeypatch):
+    kept.touch("passer-by")
+    kept.touch("reader", "page")
+    kept.own("sender", made(kept, "a"))
+    kept.touch("worker")
+    kept.new_folder("worker")
+    kept.sweep()
+    assert kept.counts()[0] == 4
+    monkeypatch.setattr(sessions, "GRACE_SECONDS", -1.0)
+    kept.sweep()
+    assert kept.counts()[0] == 3
+
+
+def test_what_an_address_has_sent_is_that_of_all_its_visitors(kept):
+    for visitor, address in (("ada", "1"), ("bob", "1"), ("eve", "2")):
+        kept.touch(visitor, address=address)
+        kept.own(visitor, made(kept, visitor), sent=True)
+    kept.own("ada", made(kept, "made"))
+    assert kept.sent_bytes_from("1") == 2 * len("content")
+
+
 def test_uploads_cut_short_are_swept(kept, monkeypatch):
     (kept.folder / "tmpabc").write_text("half")
     kept.sweep()
