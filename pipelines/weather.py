@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +31,7 @@ from unipercept.pipelines.weather_fields import (
     find_channels,
     grid_facts,
 )
+from unipercept.pipelines.weather_values import doubt, limits_of, without_codes
 
 if TYPE_CHECKING:
     import xarray
@@ -137,9 +138,10 @@ class WeatherPipeline(Pipeline[Fields]):
         at_once = max(1, MAX_BLOCK_BYTES // (4 * len(raw.channels) * rows * columns))
         for start in range(0, len(raw.times), at_once):
             block = raw.times[start : start + at_once]
-            values = read_block(raw, block)
+            notes = list(raw.notes)
+            values = read_block(raw, block, notes)
             for i, time in enumerate(block):
-                yield replace(raw, times=(time,), values=values[i])
+                yield replace(raw, times=(time,), values=values[i], notes=tuple(notes))
 
     def count(self, raw: Fields) -> int:
         """Times."""
@@ -170,7 +172,7 @@ class WeatherPipeline(Pipeline[Fields]):
             "std": std,
             "missing_values": int((~real).sum()),
             **grid_facts(latitude, longitude),
-            "notes": list(raw.notes),
+            "notes": [*raw.notes, *doubts(raw.channels, raw.values)],
             "attributes": {
                 k: one_line(v, 200)
                 for k, v in raw.dataset.attrs.items()
@@ -309,12 +311,17 @@ def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
     return merged
 
 
-def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
-    """Fields of the times with these numbers, TxCxHxW float32 in canonical units, NaN where missing."""
+def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = None) -> NDArray[np.float32]:
+    """Fields of the times with these numbers, TxCxHxW float32 in canonical units, NaN where missing.
+
+    Args:
+        notes: gets a sentence for each code, such as -9999, that is taken as missing.
+    """
     rows, columns = raw.dataset.sizes["latitude"], raw.dataset.sizes["longitude"]
     block = np.empty((len(times), len(raw.channels), rows, columns), np.float32)
     first = times[0]
     contiguous = times == tuple(range(first, first + len(times)))
+    coded: dict[float, list[str]] = {}
     for variable in dict.fromkeys(c.variable for c in raw.channels):
         array = raw.dataset[variable]
         if "time" in array.dims:
@@ -329,8 +336,25 @@ def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
                 continue
             field = array if channel.level is None else array.sel(level=channel.level, method="nearest")
             values = np.ma.filled(field.values.astype(np.float64), np.nan)
+            values, codes = without_codes(values, stored_limits(channel))
+            for code in codes:
+                coded.setdefault(code, []).append(channel.name)
             block[:, i] = values * channel.factor + channel.offset
+    if notes is not None:
+        notes += [f"{code:g} is taken as a code for missing ({', '.join(names)})" for code, names in coded.items()]
     return block
+
+
+def stored_limits(channel: Channel) -> tuple[float, float]:
+    """Between what the values of a channel lie, in the unit in which they are stored."""
+    low, high = limits_of(channel.name, channel.unit)
+    return (low - channel.offset) / channel.factor, (high - channel.offset) / channel.factor
+
+
+def doubts(channels: Sequence[Channel], values: NDArray[Any]) -> list[str]:
+    """A sentence for each channel whose CxHxW values, in its canonical unit, cannot be in that unit."""
+    found = (doubt(channel.name, channel.unit, field) for channel, field in zip(channels, values, strict=True))
+    return [sentence for sentence in found if sentence is not None]
 
 
 def _extra_dims(array: xarray.DataArray) -> set[Any]:

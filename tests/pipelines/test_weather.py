@@ -26,7 +26,7 @@ def fields():
     rng = np.random.default_rng(0)
     upper, surface = (3, 2, 13, 24), (3, 13, 24)
     return {
-        "z": 5e4 + 1e3 * rng.normal(size=upper),
+        "z": np.reshape([5.4e4, 1.4e4], (2, 1, 1)) + 1e3 * rng.normal(size=upper),
         "u": 10 * rng.normal(size=upper),
         "t2m": 280 + 10 * rng.normal(size=surface),
         "msl": 1e5 + 500 * rng.normal(size=surface),
@@ -158,6 +158,43 @@ def test_missing_cells_are_masked_or_refused(fields):
     assert (emap.tensor[0, 4, 3:5, 2] == 0).all()
     with pytest.raises(InputError, match=r"2 missing values, most in t2m"):
         _maps(canonical(fields), missing="error")
+
+
+CODES = [("t2m", -9999.0), ("t2m", 0.0), ("t2m", 1e20), ("msl", -32768.0), ("u", 9.96921e36), ("z", -9999.0), ("sst", -999.0)]
+
+
+@pytest.mark.parametrize(("name", "code"), CODES)
+def test_codes_that_no_attribute_names_are_missing_cells(tmp_path, fields, name, code):
+    whole = canonical(fields)
+    whole["sst"] = whole.t2m.assign_attrs(units="degC", standard_name="") - 273.15
+    gaps = xr.DataArray(np.arange(24) < 3, dims="longitude")
+    coded = whole.assign({name: whole[name].where(~gaps, code)})
+    coded.to_netcdf(tmp_path / "coded.nc", encoding={n: {"_FillValue": None} for n in coded.data_vars})
+    expected = _maps(whole.assign({name: whole[name].where(~gaps)}))
+    for a, b in zip(WeatherPipeline().maps(tmp_path / "coded.nc"), expected, strict=True):
+        assert torch.allclose(a.tensor, b.tensor)
+        assert torch.equal(a.mask, b.mask)
+        assert f"{np.float32(code):g} is taken as a code for missing ({name}" in a.metadata["notes"][-1]
+
+
+def test_values_that_only_look_like_codes_are_kept(fields):
+    fields["u"][:, :, 3, 2] = 0.0
+    fields["t2m"][:, 3, 2] = 273.15
+    celsius = canonical(fields)
+    celsius["t2m"] = (celsius.t2m - 273.15).assign_attrs(units="degC")  # 0 degrees
+    celsius["flux"] = celsius.u.isel(level=0, drop=True) * 1e5
+    celsius["flux"][:, 3, 2] = -9999.0
+    assert all(emap.metadata["missing_values"] == 0 for emap in _maps(celsius))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "offset", "said"),
+    [("t2m", 1, -273.15, "t2m is 6"), ("msl", 0.01, 0, "msl is 1000"), ("z", 1 / GRAVITY, 0, "z500 is 55")],
+)
+def test_a_unit_that_cannot_be_right_is_doubted(fields, name, factor, offset, said):
+    fields[name] = fields[name] * factor + offset
+    notes = _maps(canonical(fields))[0].metadata["notes"]
+    assert any(note.startswith(said) and note.endswith("check its unit") for note in notes), notes
 
 
 def test_chosen_channels_come_in_their_order_and_missing_ones_are_listed(fields):
