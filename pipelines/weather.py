@@ -304,11 +304,20 @@ def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
     if not parts:
         raise InputError(f"{path} holds no GRIB message that can be read; it may have been cut short")
     merged: xarray.Dataset = xr.merge(
-        [part.drop_vars([n for n in part.coords if n not in part.dims]) for part in parts],
+        [_of_grib_part(part) for part in parts],
         compat="override",
         join="outer",
     )
     return merged
+
+
+def _of_grib_part(part: xarray.Dataset) -> xarray.Dataset:
+    """Messages of one kind of level: the time stays where it is the only one, and a single pressure goes into the names
+    (z500), as others parts may lie on others.
+    """
+    level = part.coords.get("isobaricInhPa")
+    names = {} if level is None or level.ndim else {n: f"{n}{float(level):g}" for n in part.data_vars}
+    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n != "time"])
 
 
 def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = None) -> NDArray[np.float32]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LEVELS_13 = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)  # hPa
 GRAVITY = 9.80665  # m s-2, standard; geopotential = gravity * geopotential height
+HIGHEST_PRESSURE_HPA = 1100.0  # of a level; 1084 hPa is the highest that was ever measured at sea level
+MODEL_LEVELS = re.compile(r"model.level|hybrid|sigma|depth|height")
 EVEN_TOLERANCE = 0.03  # of the mean spacing: Gaussian latitudes of 32 rows and more pass
 POLE_TOLERANCE_DEGREES = 1e-3
 SEAM_TOLERANCE = 1e-5  # of a field's largest value: the column at 360 degrees may be the rounded one of 0
@@ -82,11 +84,12 @@ _METRES_PER_SECOND = {
     **dict.fromkeys(("km/h", "km h-1"), (1 / 3.6, 0.0)),
 }
 _KELVIN = {
-    **dict.fromkeys(("k", "kelvin", "degk", "deg k", "degrees k", "degree kelvin", "degrees kelvin"), SAME),
+    **dict.fromkeys(("k", "kelvin", "degk", "deg k", "degrees k", "degree kelvin", "degrees kelvin", "kelvins"), SAME),
     **dict.fromkeys(
         ("degc", "c", "celsius", "°c", "deg c", "degreesc", "degrees c", "degree celsius", "degrees celsius"),
         (1.0, 273.15),
     ),
+    **dict.fromkeys(("degf", "f", "fahrenheit", "°f", "deg f", "degrees fahrenheit"), (5 / 9, 273.15 - 32 * 5 / 9)),
 }
 _PASCAL = {
     **dict.fromkeys(("pa", "pascal", "pascals"), SAME),
@@ -140,9 +143,12 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     dataset = _combined_expver(dataset, notes)
     dataset = dataset.drop_vars([name for name in DROPPED if name in dataset.coords and dataset.coords[name].ndim == 0])
     for axis in ("latitude", "longitude"):
+        if axis in dataset.coords and str(dataset[axis].attrs.get("standard_name", "")).startswith("grid_"):
+            raise InputError(f"{source} lies on a grid with a rotated pole; bring it to a regular one first")
         if axis not in dataset.dims or axis not in dataset.coords or dataset.sizes[axis] < 2:
+            kind = "one latitude and longitude a cell (curvilinear)" if _is_curvilinear(dataset) else f"no {axis} grid"
             raise InputError(
-                f"{source} has no {axis} grid (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
+                f"{source} has {kind} (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
                 "bring them to a regular grid first, and a single station's values to a table"
             )
         if str(dataset[axis].attrs.get("units", "")).lower().startswith("rad"):
@@ -236,6 +242,13 @@ def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
     return dataset.drop_vars(hidden).rename(renames)
 
 
+def _is_curvilinear(dataset: xarray.Dataset) -> bool:
+    return any(
+        str(name).lower() in DIMENSIONS["latitude"] and coordinate.ndim == 2
+        for name, coordinate in dataset.variables.items()
+    )
+
+
 def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
     """The one dimension that its attributes (CF conventions), or times as its values, say
     to be this; None without one.
@@ -259,6 +272,7 @@ def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Datase
         return dataset
     if dataset.sizes["expver"] > 1:
         notes.append("expver: ERA5 where it is known, else ERA5T")
+        dataset = dataset.chunk({"time": 1} if "time" in dataset.dims else {})  # else all would be read here
     combined = dataset.isel(expver=0, drop=True)
     for i in range(1, dataset.sizes["expver"]):
         combined = combined.combine_first(dataset.isel(expver=i, drop=True))
@@ -360,6 +374,9 @@ def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xar
     level = dataset.coords["level"]
     given = str(level.attrs.get("units", ""))
     unit = _plain(given)
+    called = f"{level.attrs.get('standard_name', '')} {level.attrs.get('long_name', '')}".lower()
+    if not unit and MODEL_LEVELS.search(called) and "level" in dataset.dims:
+        raise InputError(f"{source} is on model levels ({' '.join(called.split())}); interpolate to pressures first")
     if not unit:
         unit = "pa" if level.dtype.kind in "fiu" and float(level.max()) > 2000 else "hpa"
     if unit not in _PASCAL and "level" in dataset.dims:
@@ -372,7 +389,15 @@ def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xar
     if factor != 1:
         dataset = dataset.assign_coords(level=level * factor)
         notes.append(f"levels were in {given or 'Pa'}; converted to hPa")
-    return dataset.sortby("level") if "level" in dataset.dims else dataset
+    if "level" not in dataset.dims:
+        return dataset
+    pressures = dataset["level"].values
+    if not ((pressures > 0) & (pressures <= HIGHEST_PRESSURE_HPA)).all():
+        came = ", ".join(f"{value:g}" for value in np.atleast_1d(level.values)[:5])
+        raise InputError(
+            f"{source} has levels that are no pressures in {given or 'hPa'}: {came}; correct the unit of the level axis"
+        )
+    return dataset.sortby("level")
 
 
 def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: list[str]) -> list[Channel]:

@@ -19,6 +19,7 @@ from unipercept.app.forecaster.ensemble import TENDENCY, TendencyNoise, check_pe
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.writer import ForecastWriter
 from unipercept.errors import InputError
+from unipercept.pipelines.weather import doubts
 
 IMPLAUSIBLE_DEVIATIONS = 8.0  # of a map's mean from the training mean; seasons and regions stay within 2
 
@@ -92,7 +93,9 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
 def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
     """Refuse fields far from those that the model was trained on: usually their units are mislabelled."""
     statistics = getattr(model, "statistics", None)
-    if statistics is None:
+    if statistics is None:  # an ONNX graph keeps its statistics to itself
+        if found := doubts(frames.fields.channels, states[-1].numpy()):
+            raise InputError(f"{frames.source}: {found[0]}")
         return
     means = states.double().mean(dim=(0, -2, -1))
     for name, unit, found, mean, std in zip(

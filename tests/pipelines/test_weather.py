@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from unipercept.app.forecaster.fields import open_fields
 from unipercept.errors import InputError
 from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.weather import WeatherConfig, WeatherPipeline
@@ -160,7 +161,15 @@ def test_missing_cells_are_masked_or_refused(fields):
         _maps(canonical(fields), missing="error")
 
 
-CODES = [("t2m", -9999.0), ("t2m", 0.0), ("t2m", 1e20), ("msl", -32768.0), ("u", 9.96921e36), ("z", -9999.0), ("sst", -999.0)]
+CODES = [
+    ("t2m", -9999.0),
+    ("t2m", 0.0),
+    ("t2m", 1e20),
+    ("msl", -32768.0),
+    ("u", 9.96921e36),
+    ("z", -9999.0),
+    ("sst", -999.0),
+]
 
 
 @pytest.mark.parametrize(("name", "code"), CODES)
@@ -255,6 +264,7 @@ def test_a_meridian_that_comes_twice_is_left_out(fields, west):
     [
         ("t2m", "℃", 1, 273.15),
         ("t2m", "degree_Kelvin", 1, 0),
+        ("t2m", "degF", 5 / 9, 459.67 * 5 / 9),
         ("u10", "m s^-1", 1, 0),
         ("u10", "metre second-1", 1, 0),
         ("u10", "m s−1", 1, 0),
@@ -366,6 +376,11 @@ def test_one_group_is_opened_and_of_several_one_must_be_given(tmp_path, fields, 
         (lambda d: d.assign_coords(latitude=LATITUDE**3 / 8100), "uneven latitude"),
         (lambda d: d.rename(latitude="row", longitude="column"), "no latitude grid"),
         (lambda d: d.drop_vars(list(d.data_vars)), "no field"),
+        (lambda d: d.assign_coords(level=("level", [50000, 850], {"units": "hPa"})), "no pressures in hPa: 50000, 850"),
+        (lambda d: d.assign_coords(level=("level", [0, 1])), "no pressures in hPa: 0, 1"),
+        (lambda d: d.assign_coords(level=("level", [90, 137], {"long_name": "model_level_number"})), "on model levels"),
+        (lambda d: _with_rotated_pole(d), "rotated pole"),
+        (lambda d: _curvilinear(d), r"one latitude and longitude a cell \(curvilinear\)"),
         (lambda d: d.assign(t2m=d.t2m.assign_attrs(units="furlong")), "'furlong', which is not known"),
     ],
 )
@@ -373,6 +388,17 @@ def test_grids_that_cannot_be_right_are_refused(fields, change, message):
     with pytest.raises(InputError, match=message) as caught:
         _maps(change(canonical(fields)))
     assert "\n" not in str(caught.value)
+
+
+def _with_rotated_pole(fields):
+    fields["latitude"].attrs = {"standard_name": "grid_latitude", "units": "degrees"}
+    return fields
+
+
+def _curvilinear(fields):
+    plain = fields.rename(latitude="y", longitude="x").drop_vars(["y", "x"])
+    grids = np.meshgrid(LATITUDE, LONGITUDE, indexing="ij")
+    return plain.assign_coords(lat=(("y", "x"), grids[0]), lon=(("y", "x"), grids[1]))
 
 
 @pytest.mark.parametrize("fault", ["empty", "text", "cut", "hdf5", "grib", "folder"])
@@ -424,6 +450,36 @@ def test_stations_are_no_grid_and_grib_without_the_channel_names_it(shared_data)
     with pytest.raises(InputError, match=r"lacks z500; it has t2m"):
         grib = shared_data / "weather_era5_uk_hourly" / "era5_t2m_uk_2019-03-01_to_25.grib"
         WeatherPipeline(WeatherConfig(channels=("z500",))).read(grib)
+
+
+def _write_grib(path, messages):
+    """Messages of 30 degrees: short name, level or None, day of January 2020, step in hours."""
+    eccodes = pytest.importorskip("eccodes")
+    axes = {
+        "Ni": 12, "Nj": 7, "latitudeOfFirstGridPointInDegrees": 90, "latitudeOfLastGridPointInDegrees": -90,
+        "longitudeOfFirstGridPointInDegrees": 0, "longitudeOfLastGridPointInDegrees": 330,
+        "iDirectionIncrementInDegrees": 30, "jDirectionIncrementInDegrees": 30,
+    }  # fmt: skip
+    with path.open("wb") as file:
+        for name, level, day, step in messages:
+            handle = eccodes.codes_grib_new_from_samples(f"regular_ll_{'sfc' if level is None else 'pl'}_grib2")
+            keys = {**axes, "dataDate": 20200100 + day, "dataTime": 0, "shortName": name, "stepRange": str(step)}
+            for key, value in keys.items() if level is None else [*keys.items(), ("level", level)]:
+                eccodes.codes_set(handle, key, value)
+            eccodes.codes_set_values(handle, np.full(84, 280.0) + np.arange(84) / 10)
+            eccodes.codes_write(handle, file)
+            eccodes.codes_release(handle)
+
+
+def test_grib_of_single_levels_and_times_keeps_them(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "single.grib"
+    _write_grib(path, [("t", 850, 1, 0), ("u", 500, 1, 0), ("2t", None, 1, 0)])
+    emap = next(WeatherPipeline().maps(path))
+    assert emap.metadata["channels"] == ["t850", "u500", "t2m"]
+    assert emap.metadata["time"].startswith("2020-01-01T00:00")
+    _write_grib(path, [("2t", None, 1, step) for step in (6, 12)])
+    assert dict(open_fields(path).sizes) == {"time": 1, "prediction_timedelta": 2, "latitude": 7, "longitude": 12}
 
 
 def test_an_array_of_one_field_is_read():
