@@ -24,9 +24,12 @@ LIMITS = {
     "z": (-9e3, 2e6),
 }
 HUGE = 1e15  # fill values of NetCDF (9.97e36), of GRIB, CMIP (1e20) and Ferret (-1e34) lie beyond
+# What programs write for a missing cell. 0 counts only where 0 cannot be, as in kelvins.
 CODES = np.array(
-    [0, -9999, -999, -99, -9999.9, -999.9, -99.9, -999.25, -99999, -999999, -8888, -7777, -32768, -32767, 32767]
-    + [9999, 99999, 999, 999999],
+    [
+        *(0, -99, -999, -9999, -99999, -999999, -99.9, -999.9, -9999.9, -999.25, -7777, -8888),
+        *(999, 9999, 99999, 999999, 32767, -32767, -32768),
+    ],
     np.float32,
 )
 ON_LEVEL = re.compile(r"([ztuvrqw])(\d+(?:\.\d+)?)")
@@ -64,7 +67,11 @@ def without_codes(values: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], t
         return values, ()
     ends = values.min(where=known, initial=np.inf), values.max(where=known, initial=-np.inf)
     is_limited = limits[1] < HUGE
-    if limits[0] <= ends[0] and ends[1] <= limits[1] and (is_limited or not np.isin(np.float32(ends), CODES).any()):
+    if (
+        limits[0] <= ends[0]
+        and ends[1] <= limits[1]
+        and (is_limited or not np.isin(np.asarray(ends, np.float32), CODES).any())
+    ):
         return values, ()
     coded = known & (abs(values) >= HUGE)
     listed = known & np.isin(values.astype(np.float32), CODES) & ~coded

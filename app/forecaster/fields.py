@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
-from unipercept.pipelines.weather import doubts, open_dataset, stored_limits
+from unipercept.pipelines.weather import open_dataset, stored_limits
 from unipercept.pipelines.weather_fields import Channel, canonical_grid, find_channels
 from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
