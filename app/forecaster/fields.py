@@ -109,6 +109,20 @@ def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
     return array.rename(channel)
 
 
+def check_same_grid(name: str, fields: xarray.Dataset, truth: xarray.Dataset) -> None:
+    """Refuse datasets of `open_fields` whose cells do not lie on each other.
+
+    Raises:
+        InputError: they do not.
+    """
+    for axis in ("latitude", "longitude"):
+        ours, theirs = fields[axis].values, truth[axis].values
+        if ours.shape != theirs.shape or abs(ours - theirs).max() > GRID_TOLERANCE_DEGREES:
+            raise InputError(
+                f"{name} and the truth lie on different grids ({axis}: {ours.size} and {theirs.size} values)"
+            )
+
+
 def variables_with(dataset: xarray.Dataset, channels: Sequence[str]) -> xarray.Dataset:
     """Only the variables of a dataset from `open_fields` that hold some of the channels.
 
