@@ -29,6 +29,7 @@ from unipercept.pipelines.weather_fields import (
     area_weights,
     canonical_grid,
     find_channels,
+    first_lead,
     grid_facts,
 )
 from unipercept.pipelines.weather_values import doubt, limits_of, without_codes
@@ -113,7 +114,7 @@ class WeatherPipeline(Pipeline[Fields]):
         notes: list[str] = []
         opened = open_dataset(path) if isinstance(path, str | Path) else _dataset(path)
         source = str(path) if isinstance(path, str | Path) else "Dataset"
-        dataset = canonical_grid(opened, source, notes)
+        dataset = canonical_grid(first_lead(opened, notes), source, notes)
         channels = find_channels(dataset, self.config.wanted, source, notes)
         taken = sorted(
             {str(dim) for c in channels for dim in _extra_dims(dataset[c.variable]) if dataset.sizes[dim] > 1}
@@ -312,12 +313,12 @@ def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
 
 
 def _of_grib_part(part: xarray.Dataset) -> xarray.Dataset:
-    """Messages of one kind of level: the time stays where it is the only one, and a single pressure goes into the names
-    (z500), as others parts may lie on others.
+    """Messages of one kind of level: the time and the lead stay where they are the only ones, and a single pressure
+    goes into the names (z500), as other parts may lie on others.
     """
     level = part.coords.get("isobaricInhPa")
     names = {} if level is None or level.ndim else {n: f"{n}{float(level):g}" for n in part.data_vars}
-    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n != "time"])
+    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n not in ("time", "step")])
 
 
 def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = None) -> NDArray[np.float32]:

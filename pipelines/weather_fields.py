@@ -31,6 +31,20 @@ DIMENSIONS = {
     "level": ("level", "pressure_level", "isobaricInhPa", "plev", "lev", "isobaric", "pressure"),
     "time": ("time", "valid_time"),
 }
+LEAD = "prediction_timedelta"
+LEAD_NAMES = (LEAD, "lead_time", "step", "forecast_period")
+INITIAL_NAMES = ("time", "init_time", "forecast_reference_time")
+LEAD_UNITS = {
+    "second": 1,
+    "s": 1,
+    "minute": 60,
+    "min": 60,
+    "hour": 3600,
+    "hr": 3600,
+    "h": 3600,
+    "day": 86400,
+    "d": 86400,
+}
 # What the CF conventions call the same in a coordinate's attributes, for files with names of their own.
 STANDARD_NAMES = {"latitude": "latitude", "longitude": "longitude", "level": "air_pressure", "time": "time"}
 DEGREES = {"latitude": re.compile(r"degrees?_?n(orth)?"), "longitude": re.compile(r"degrees?_?e(ast)?")}
@@ -139,7 +153,7 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     Raises:
         InputError: there is no latitude-longitude grid, or an axis is uneven, repeated or goes round twice.
     """
-    dataset = _with_dates(_renamed(dataset), notes)
+    dataset = _with_dates(_renamed(_at_valid_times(dataset, notes)), notes)
     dataset = _combined_expver(dataset, notes)
     dataset = dataset.drop_vars([name for name in DROPPED if name in dataset.coords and dataset.coords[name].ndim == 0])
     for axis in ("latitude", "longitude"):
@@ -264,6 +278,41 @@ def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
 
     found = [name for name in dataset.dims if name in dataset.coords and is_it(dataset.coords[name])]
     return found[0] if len(found) == 1 else None
+
+
+def lead_spans(lead: xarray.DataArray) -> Any:
+    """Leads as time spans, whether stored so or as numbers with a unit; None where the unit is not known."""
+    if lead.dtype.kind == "m":
+        return lead.values.astype("timedelta64[ns]")
+    seconds = LEAD_UNITS.get(str(lead.attrs.get("units", "")).lower().removesuffix("s"))
+    if seconds is None or lead.dtype.kind not in "iuf":
+        return None
+    return np.round(lead.values.astype(np.float64) * seconds).astype("timedelta64[s]").astype("timedelta64[ns]")
+
+
+def first_lead(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    """Of forecasts over leads the first lead, as a coordinate of one value; other fields as they are."""
+    name = next((n for n in LEAD_NAMES if n in dataset.dims), None)
+    if name is None:
+        return dataset
+    if dataset.sizes[name] > 1:
+        notes.append(f"of the {dataset.sizes[name]} along {name} the first is taken")
+    return dataset.isel({name: 0})
+
+
+def _at_valid_times(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    """Forecasts at one lead: their times are those that they are valid at, not those at which the runs began."""
+    runs = next((n for n in INITIAL_NAMES if n in dataset.coords), None)
+    # By the CF conventions, `time` beside a forecast period is the valid time.
+    names = LEAD_NAMES if runs != "time" else LEAD_NAMES[:-1]
+    name = next((n for n in names if n in dataset.coords and dataset.coords[n].ndim == 0), None)
+    if runs is None or name is None or "valid_time" in dataset.dims or dataset.coords[runs].dtype.kind != "M":
+        return dataset
+    span = lead_spans(dataset.coords[name])
+    if span is None or not span > np.timedelta64(0):
+        return dataset
+    notes.append(f"these are forecasts of {span / np.timedelta64(1, 'h'):g} h; their times are the valid ones")
+    return dataset.drop_vars(name).assign_coords({runs: dataset.coords[runs] + span})
 
 
 def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:

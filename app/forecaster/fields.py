@@ -15,26 +15,20 @@ from numpy.typing import NDArray
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset, stored_limits
-from unipercept.pipelines.weather_fields import Channel, canonical_grid, find_channels
+from unipercept.pipelines.weather_fields import (
+    INITIAL_NAMES,
+    LEAD,
+    LEAD_NAMES,
+    Channel,
+    canonical_grid,
+    find_channels,
+    lead_spans,
+)
 from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
 if TYPE_CHECKING:
     import xarray
 
-LEAD = "prediction_timedelta"
-LEAD_NAMES = (LEAD, "lead_time", "step", "forecast_period")
-LEAD_UNITS = {
-    "second": 1,
-    "s": 1,
-    "minute": 60,
-    "min": 60,
-    "hour": 3600,
-    "hr": 3600,
-    "h": 3600,
-    "day": 86400,
-    "d": 86400,
-}
-INITIAL_NAMES = ("time", "init_time", "forecast_reference_time")
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
@@ -165,17 +159,11 @@ def _named(dataset: xarray.Dataset, source: str) -> xarray.Dataset:
 
 def _with_spans(dataset: xarray.Dataset, source: str) -> xarray.Dataset:
     """Leads that are stored as numbers, as WeatherBench 2 stores them, as the time spans that their unit says."""
-    if LEAD not in dataset.dims or (LEAD in dataset.coords and dataset[LEAD].dtype.kind == "m"):
+    if LEAD not in dataset.dims:
         return dataset
-    lead = dataset.coords.get(LEAD)
-    unit = "" if lead is None else str(lead.attrs.get("units", "")).lower().removesuffix("s")
-    if lead is None or unit not in LEAD_UNITS or lead.dtype.kind not in "iuf":
-        raise InputError(
-            f"{source} has leads without a unit of time (got {unit or 'none'}); give them as time spans, or in hours"
-        )
-    spans = (
-        np.round(lead.values.astype(np.float64) * LEAD_UNITS[unit]).astype("timedelta64[s]").astype("timedelta64[ns]")
-    )
+    spans = None if LEAD not in dataset.coords else lead_spans(dataset[LEAD])
+    if spans is None:
+        raise InputError(f"{source} has leads without a unit of time; give them as time spans, or in hours")
     return dataset.assign_coords({LEAD: (LEAD, spans)})
 
 

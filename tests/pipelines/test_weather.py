@@ -292,6 +292,18 @@ def test_what_is_left_of_members_is_said_once(fields):
     assert _maps(members)[0].metadata["notes"] == ["of the 2 along number the first is taken"]
 
 
+@pytest.mark.parametrize("lead", [12, np.timedelta64(12, "h")])
+def test_a_forecast_stands_at_its_valid_times(fields, lead):
+    made = canonical(fields).expand_dims(prediction_timedelta=[lead, 2 * lead])
+    made["prediction_timedelta"].attrs = {"units": "hours"} if isinstance(lead, int) else {}
+    valid = [str(time) for time in TIMES + np.timedelta64(12, "h")]
+    for written in (made, made.isel(prediction_timedelta=0)):
+        maps = _maps(written)
+        assert [emap.metadata["time"] for emap in maps] == valid
+        assert maps[0].metadata["notes"][-1] == "these are forecasts of 12 h; their times are the valid ones"
+    assert maps[0].metadata["channels"][0] == "z500"
+
+
 def test_an_axis_is_found_beside_a_coordinate_of_its_name(fields):
     plain = canonical(fields)
     run = plain.rename(time="valid_time").assign_coords(time=TIMES[0])  # the time that the run began
@@ -478,6 +490,10 @@ def test_grib_of_single_levels_and_times_keeps_them(tmp_path):
     emap = next(WeatherPipeline().maps(path))
     assert emap.metadata["channels"] == ["t850", "u500", "t2m"]
     assert emap.metadata["time"].startswith("2020-01-01T00:00")
+    _write_grib(path, [("2t", None, 1, 6)])
+    emap = next(WeatherPipeline().maps(path))
+    assert emap.metadata["time"].startswith("2020-01-01T06:00")
+    assert emap.metadata["notes"] == ["these are forecasts of 6 h; their times are the valid ones"]
     _write_grib(path, [("2t", None, 1, step) for step in (6, 12)])
     assert dict(open_fields(path).sizes) == {"time": 1, "prediction_timedelta": 2, "latitude": 7, "longitude": 12}
 
