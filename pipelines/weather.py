@@ -357,7 +357,7 @@ def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = No
 
 def stored_limits(channel: Channel) -> tuple[float, float]:
     """Between what the values of a channel lie, in the unit in which they are stored."""
-    low, high = limits_of(channel.name, channel.unit)
+    low, high = limits_of(channel.name)
     return (low - channel.offset) / channel.factor, (high - channel.offset) / channel.factor
 
 

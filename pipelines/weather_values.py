@@ -38,13 +38,13 @@ SEA_LEVEL_HPA = 1013.25
 Limits = tuple[float, float]
 
 
-def limits_of(channel: str, unit: str) -> Limits:
-    """What the values of a channel such as t2m or z500 lie between; a wide guess by unit for one that is not known."""
+def limits_of(channel: str) -> Limits:
+    """What the values of a channel such as t2m or z500 lie between, in its canonical unit; any number for others."""
     if channel in LIMITS:
         return LIMITS[channel]
     match = ON_LEVEL.fullmatch(channel)
     if match is None:
-        return LIMITS["t"] if unit == "K" else (-HUGE, HUGE)
+        return -HUGE, HUGE
     short, level = match[1], float(match[2])
     if short != "z" or not level:
         return LIMITS[short]
@@ -83,14 +83,14 @@ def without_codes(values: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], t
             coded |= listed & outside & ((values != 0) | bool(len(others)))
     elif len(others):
         low, high = np.quantile(others, (0.01, 0.99))
-        coded |= listed & ((values < 2 * low - high) | (values > 2 * high - low))
+        coded |= listed & (values != 0) & ((values < 2 * low - high) | (values > 2 * high - low))
     codes = tuple(np.unique(values[coded]).tolist())
     return (np.where(coded, np.nan, values), codes) if codes else (values, ())
 
 
 def doubt(channel: str, unit: str, values: NDArray[Any]) -> str | None:
     """A sentence where most cells of a field, in its canonical unit, lie outside what weather can be."""
-    low, high = limits_of(channel, unit)
+    low, high = limits_of(channel)
     known = values[np.isfinite(values)]
     if 2 * int(((known < low) | (known > high)).sum()) <= len(known):
         return None

@@ -193,6 +193,8 @@ def test_values_that_only_look_like_codes_are_kept(fields):
     celsius["t2m"] = (celsius.t2m - 273.15).assign_attrs(units="degC")  # 0 degrees
     celsius["flux"] = celsius.u.isel(level=0, drop=True) * 1e5
     celsius["flux"][:, 3, 2] = -9999.0
+    celsius["sunshine"] = celsius.t2m * 0 + 5e5 + celsius.flux / 100
+    celsius["sunshine"][:, 3, 2] = 0.0  # one night among days
     assert all(emap.metadata["missing_values"] == 0 for emap in _maps(celsius))
 
 
