@@ -304,21 +304,23 @@ def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
     parts = [part for part in parts if part.data_vars]
     if not parts:
         raise InputError(f"{path} holds no GRIB message that can be read; it may have been cut short")
+    steps = {float(part["step"]) if part.get("step", np.zeros(1)).ndim == 0 else None for part in parts}
+    kept = ("time", "step") if len(steps) == 1 else ("time",)  # analyses beside forecasts have no lead in common
     merged: xarray.Dataset = xr.merge(
-        [_of_grib_part(part) for part in parts],
+        [_of_grib_part(part, kept) for part in parts],
         compat="override",
         join="outer",
     )
     return merged
 
 
-def _of_grib_part(part: xarray.Dataset) -> xarray.Dataset:
-    """Messages of one kind of level: the time and the lead stay where they are the only ones, and a single pressure
-    goes into the names (z500), as other parts may lie on others.
+def _of_grib_part(part: xarray.Dataset, kept: tuple[str, ...]) -> xarray.Dataset:
+    """Messages of one kind of level, with the coordinates of one value that are kept; a single pressure goes into the
+    names (z500), as other parts may lie on others.
     """
     level = part.coords.get("isobaricInhPa")
     names = {} if level is None or level.ndim else {n: f"{n}{float(level):g}" for n in part.data_vars}
-    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n not in ("time", "step")])
+    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n not in kept])
 
 
 def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = None) -> NDArray[np.float32]:

@@ -297,7 +297,8 @@ def first_lead(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
         return dataset
     if dataset.sizes[name] > 1:
         notes.append(f"of the {dataset.sizes[name]} along {name} the first is taken")
-    return dataset.isel({name: 0})
+    is_shared = all(name in field.dims for field in dataset.data_vars.values() if field.ndim > 1)
+    return dataset.isel({name: 0}, drop=not is_shared)  # analyses beside forecasts keep their times
 
 
 def _at_valid_times(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:

@@ -84,7 +84,13 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
         )
     time = np.datetime64(time, "ns")
     step = np.timedelta64(round(model.step_hours * 3600), "s")
-    numbers = [frames.at(time - k * step) for k in range(model.frames - 1, -1, -1)]
+    try:
+        numbers = [frames.at(time - k * step) for k in range(model.frames - 1, -1, -1)]
+    except InputError as error:
+        needs = (
+            f"; the model starts from {model.frames} states, {model.step_hours:g} h apart" if model.frames > 1 else ""
+        )
+        raise InputError(f"{error}{needs}") from error
     states = torch.from_numpy(frames.read(numbers))
     _require_plausible(states, model, frames)
     return State(states[None].to(device), np.array([time]))

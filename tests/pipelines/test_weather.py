@@ -500,6 +500,14 @@ def test_grib_of_single_levels_and_times_keeps_them(tmp_path):
     assert dict(open_fields(path).sizes) == {"time": 1, "prediction_timedelta": 2, "latitude": 7, "longitude": 12}
 
 
+def test_grib_of_analyses_beside_forecasts_keeps_the_times_of_the_analyses(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "mixed.grib"
+    for steps in ((6,), (6, 12)):
+        _write_grib(path, [("2t", None, 1, 0), *(("tp", None, 1, step) for step in steps)])
+        assert next(WeatherPipeline().maps(path)).metadata["time"].startswith("2020-01-01T00:00")
+
+
 def test_an_array_of_one_field_is_read():
     coords = {"latitude": np.arange(80.0, -81, -20), "longitude": np.arange(0.0, 360, 30)}
     array = xr.DataArray(np.zeros((9, 12)), coords, tuple(coords), "t2m")

@@ -55,7 +55,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
         lambda d: d.assign_coords(time=np.r_[d.time.values[:-1], d.time.values[-2] + np.timedelta64(3, "h")]),
         "has no state at 2020-01-06T09:00",
     ),
-    "a single state": (lambda d: d.isel(time=[-1]), "has no state at"),
+    "a single state": (lambda d: d.isel(time=[-1]), "; the model starts from 2 states, 6 h apart"),
     "another grid": (lambda d: d.isel(longitude=slice(None, None, 2)), "regrid it first"),
     "times that run backwards": (lambda d: d.isel(time=slice(None, None, -1)), "repeats or mixes up its times"),
 }
