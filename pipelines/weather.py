@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,8 +29,10 @@ from unipercept.pipelines.weather_fields import (
     area_weights,
     canonical_grid,
     find_channels,
+    first_lead,
     grid_facts,
 )
+from unipercept.pipelines.weather_values import doubt, limits_of, without_codes
 
 if TYPE_CHECKING:
     import xarray
@@ -112,7 +114,7 @@ class WeatherPipeline(Pipeline[Fields]):
         notes: list[str] = []
         opened = open_dataset(path) if isinstance(path, str | Path) else _dataset(path)
         source = str(path) if isinstance(path, str | Path) else "Dataset"
-        dataset = canonical_grid(opened, source, notes)
+        dataset = canonical_grid(first_lead(opened, notes), source, notes)
         channels = find_channels(dataset, self.config.wanted, source, notes)
         taken = sorted(
             {str(dim) for c in channels for dim in _extra_dims(dataset[c.variable]) if dataset.sizes[dim] > 1}
@@ -137,9 +139,10 @@ class WeatherPipeline(Pipeline[Fields]):
         at_once = max(1, MAX_BLOCK_BYTES // (4 * len(raw.channels) * rows * columns))
         for start in range(0, len(raw.times), at_once):
             block = raw.times[start : start + at_once]
-            values = read_block(raw, block)
+            notes = list(raw.notes)
+            values = read_block(raw, block, notes)
             for i, time in enumerate(block):
-                yield replace(raw, times=(time,), values=values[i])
+                yield replace(raw, times=(time,), values=values[i], notes=tuple(notes))
 
     def count(self, raw: Fields) -> int:
         """Times."""
@@ -170,7 +173,7 @@ class WeatherPipeline(Pipeline[Fields]):
             "std": std,
             "missing_values": int((~real).sum()),
             **grid_facts(latitude, longitude),
-            "notes": list(raw.notes),
+            "notes": [*raw.notes, *doubts(raw.channels, raw.values)],
             "attributes": {
                 k: one_line(v, 200)
                 for k, v in raw.dataset.attrs.items()
@@ -301,20 +304,36 @@ def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
     parts = [part for part in parts if part.data_vars]
     if not parts:
         raise InputError(f"{path} holds no GRIB message that can be read; it may have been cut short")
+    steps = {float(part["step"]) if part.get("step", np.zeros(1)).ndim == 0 else None for part in parts}
+    kept = ("time", "step") if len(steps) == 1 else ("time",)  # analyses beside forecasts have no lead in common
     merged: xarray.Dataset = xr.merge(
-        [part.drop_vars([n for n in part.coords if n not in part.dims]) for part in parts],
+        [_of_grib_part(part, kept) for part in parts],
         compat="override",
         join="outer",
     )
     return merged
 
 
-def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
-    """Fields of the times with these numbers, TxCxHxW float32 in canonical units, NaN where missing."""
+def _of_grib_part(part: xarray.Dataset, kept: tuple[str, ...]) -> xarray.Dataset:
+    """Messages of one kind of level, with the coordinates of one value that are kept; a single pressure goes into the
+    names (z500), as other parts may lie on others.
+    """
+    level = part.coords.get("isobaricInhPa")
+    names = {} if level is None or level.ndim else {n: f"{n}{float(level):g}" for n in part.data_vars}
+    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n not in kept])
+
+
+def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = None) -> NDArray[np.float32]:
+    """Fields of the times with these numbers, TxCxHxW float32 in canonical units, NaN where missing.
+
+    Args:
+        notes: gets a sentence for each code, such as -9999, that is taken as missing.
+    """
     rows, columns = raw.dataset.sizes["latitude"], raw.dataset.sizes["longitude"]
     block = np.empty((len(times), len(raw.channels), rows, columns), np.float32)
     first = times[0]
     contiguous = times == tuple(range(first, first + len(times)))
+    coded: dict[float, list[str]] = {}
     for variable in dict.fromkeys(c.variable for c in raw.channels):
         array = raw.dataset[variable]
         if "time" in array.dims:
@@ -329,8 +348,25 @@ def read_block(raw: Fields, times: tuple[int, ...]) -> NDArray[np.float32]:
                 continue
             field = array if channel.level is None else array.sel(level=channel.level, method="nearest")
             values = np.ma.filled(field.values.astype(np.float64), np.nan)
+            values, codes = without_codes(values, stored_limits(channel))
+            for code in codes:
+                coded.setdefault(code, []).append(channel.name)
             block[:, i] = values * channel.factor + channel.offset
+    if notes is not None:
+        notes += [f"{code:g} is taken as a code for missing ({', '.join(names)})" for code, names in coded.items()]
     return block
+
+
+def stored_limits(channel: Channel) -> tuple[float, float]:
+    """Between what the values of a channel lie, in the unit in which they are stored."""
+    low, high = limits_of(channel.name)
+    return (low - channel.offset) / channel.factor, (high - channel.offset) / channel.factor
+
+
+def doubts(channels: Sequence[Channel], values: NDArray[Any]) -> list[str]:
+    """A sentence for each channel whose CxHxW values, in its canonical unit, cannot be in that unit."""
+    found = (doubt(channel.name, channel.unit, field) for channel, field in zip(channels, values, strict=True))
+    return [sentence for sentence in found if sentence is not None]
 
 
 def _extra_dims(array: xarray.DataArray) -> set[Any]:

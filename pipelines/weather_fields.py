@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 LEVELS_13 = (50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 850, 925, 1000)  # hPa
 GRAVITY = 9.80665  # m s-2, standard; geopotential = gravity * geopotential height
+HIGHEST_PRESSURE_HPA = 1100.0  # of a level; 1084 hPa is the highest that was ever measured at sea level
+MODEL_LEVELS = re.compile(r"model.level|hybrid|sigma|depth|height")
 EVEN_TOLERANCE = 0.03  # of the mean spacing: Gaussian latitudes of 32 rows and more pass
 POLE_TOLERANCE_DEGREES = 1e-3
 SEAM_TOLERANCE = 1e-5  # of a field's largest value: the column at 360 degrees may be the rounded one of 0
@@ -28,6 +30,20 @@ DIMENSIONS = {
     "longitude": ("longitude", "lon", "long", "nav_lon"),
     "level": ("level", "pressure_level", "isobaricInhPa", "plev", "lev", "isobaric", "pressure"),
     "time": ("time", "valid_time"),
+}
+LEAD = "prediction_timedelta"
+LEAD_NAMES = (LEAD, "lead_time", "step", "forecast_period")
+INITIAL_NAMES = ("time", "init_time", "forecast_reference_time")
+LEAD_UNITS = {
+    "second": 1,
+    "s": 1,
+    "minute": 60,
+    "min": 60,
+    "hour": 3600,
+    "hr": 3600,
+    "h": 3600,
+    "day": 86400,
+    "d": 86400,
 }
 # What the CF conventions call the same in a coordinate's attributes, for files with names of their own.
 STANDARD_NAMES = {"latitude": "latitude", "longitude": "longitude", "level": "air_pressure", "time": "time"}
@@ -82,11 +98,12 @@ _METRES_PER_SECOND = {
     **dict.fromkeys(("km/h", "km h-1"), (1 / 3.6, 0.0)),
 }
 _KELVIN = {
-    **dict.fromkeys(("k", "kelvin", "degk", "deg k", "degrees k", "degree kelvin", "degrees kelvin"), SAME),
+    **dict.fromkeys(("k", "kelvin", "degk", "deg k", "degrees k", "degree kelvin", "degrees kelvin", "kelvins"), SAME),
     **dict.fromkeys(
         ("degc", "c", "celsius", "°c", "deg c", "degreesc", "degrees c", "degree celsius", "degrees celsius"),
         (1.0, 273.15),
     ),
+    **dict.fromkeys(("degf", "f", "fahrenheit", "°f", "deg f", "degrees fahrenheit"), (5 / 9, 273.15 - 32 * 5 / 9)),
 }
 _PASCAL = {
     **dict.fromkeys(("pa", "pascal", "pascals"), SAME),
@@ -136,13 +153,16 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
     Raises:
         InputError: there is no latitude-longitude grid, or an axis is uneven, repeated or goes round twice.
     """
-    dataset = _with_dates(_renamed(dataset), notes)
+    dataset = _with_dates(_renamed(_at_valid_times(dataset, notes)), notes)
     dataset = _combined_expver(dataset, notes)
     dataset = dataset.drop_vars([name for name in DROPPED if name in dataset.coords and dataset.coords[name].ndim == 0])
     for axis in ("latitude", "longitude"):
+        if axis in dataset.coords and str(dataset[axis].attrs.get("standard_name", "")).startswith("grid_"):
+            raise InputError(f"{source} lies on a grid with a rotated pole; bring it to a regular one first")
         if axis not in dataset.dims or axis not in dataset.coords or dataset.sizes[axis] < 2:
+            kind = "one latitude and longitude a cell (curvilinear)" if _is_curvilinear(dataset) else f"no {axis} grid"
             raise InputError(
-                f"{source} has no {axis} grid (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
+                f"{source} has {kind} (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
                 "bring them to a regular grid first, and a single station's values to a table"
             )
         if str(dataset[axis].attrs.get("units", "")).lower().startswith("rad"):
@@ -236,6 +256,13 @@ def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
     return dataset.drop_vars(hidden).rename(renames)
 
 
+def _is_curvilinear(dataset: xarray.Dataset) -> bool:
+    return any(
+        str(name).lower() in DIMENSIONS["latitude"] and coordinate.ndim == 2
+        for name, coordinate in dataset.variables.items()
+    )
+
+
 def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
     """The one dimension that its attributes (CF conventions), or times as its values, say
     to be this; None without one.
@@ -253,12 +280,49 @@ def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
     return found[0] if len(found) == 1 else None
 
 
+def lead_spans(lead: xarray.DataArray) -> Any:
+    """Leads as time spans, whether stored so or as numbers with a unit; None where the unit is not known."""
+    if lead.dtype.kind == "m":
+        return lead.values.astype("timedelta64[ns]")
+    seconds = LEAD_UNITS.get(str(lead.attrs.get("units", "")).lower().removesuffix("s"))
+    if seconds is None or lead.dtype.kind not in "iuf":
+        return None
+    return np.round(lead.values.astype(np.float64) * seconds).astype("timedelta64[s]").astype("timedelta64[ns]")
+
+
+def first_lead(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    """Of forecasts over leads the first lead, as a coordinate of one value; other fields as they are."""
+    name = next((n for n in LEAD_NAMES if n in dataset.dims), None)
+    if name is None:
+        return dataset
+    if dataset.sizes[name] > 1:
+        notes.append(f"of the {dataset.sizes[name]} along {name} the first is taken")
+    is_shared = all(name in field.dims for field in dataset.data_vars.values() if field.ndim > 1)
+    return dataset.isel({name: 0}, drop=not is_shared)  # analyses beside forecasts keep their times
+
+
+def _at_valid_times(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
+    """Forecasts at one lead: their times are those that they are valid at, not those at which the runs began."""
+    runs = next((n for n in INITIAL_NAMES if n in dataset.coords), None)
+    # By the CF conventions, `time` beside a forecast period is the valid time.
+    names = LEAD_NAMES if runs != "time" else LEAD_NAMES[:-1]
+    name = next((n for n in names if n in dataset.coords and dataset.coords[n].ndim == 0), None)
+    if runs is None or name is None or "valid_time" in dataset.dims or dataset.coords[runs].dtype.kind != "M":
+        return dataset
+    span = lead_spans(dataset.coords[name])
+    if span is None or not span > np.timedelta64(0):
+        return dataset
+    notes.append(f"these are forecasts of {span / np.timedelta64(1, 'h'):g} h; their times are the valid ones")
+    return dataset.drop_vars(name).assign_coords({runs: dataset.coords[runs] + span})
+
+
 def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
     """ERA5 and its preliminary part (ERA5T) side by side: the first where it is known, else the second."""
     if "expver" not in dataset.dims:
         return dataset
     if dataset.sizes["expver"] > 1:
         notes.append("expver: ERA5 where it is known, else ERA5T")
+        dataset = dataset.chunk({"time": 1} if "time" in dataset.dims else {})  # else all would be read here
     combined = dataset.isel(expver=0, drop=True)
     for i in range(1, dataset.sizes["expver"]):
         combined = combined.combine_first(dataset.isel(expver=i, drop=True))
@@ -360,6 +424,9 @@ def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xar
     level = dataset.coords["level"]
     given = str(level.attrs.get("units", ""))
     unit = _plain(given)
+    called = f"{level.attrs.get('standard_name', '')} {level.attrs.get('long_name', '')}".lower()
+    if not unit and MODEL_LEVELS.search(called) and "level" in dataset.dims:
+        raise InputError(f"{source} is on model levels ({' '.join(called.split())}); interpolate to pressures first")
     if not unit:
         unit = "pa" if level.dtype.kind in "fiu" and float(level.max()) > 2000 else "hpa"
     if unit not in _PASCAL and "level" in dataset.dims:
@@ -372,7 +439,15 @@ def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xar
     if factor != 1:
         dataset = dataset.assign_coords(level=level * factor)
         notes.append(f"levels were in {given or 'Pa'}; converted to hPa")
-    return dataset.sortby("level") if "level" in dataset.dims else dataset
+    if "level" not in dataset.dims:
+        return dataset
+    pressures = dataset["level"].values
+    if not ((pressures > 0) & (pressures <= HIGHEST_PRESSURE_HPA)).all():
+        came = ", ".join(f"{value:g}" for value in np.atleast_1d(level.values)[:5])
+        raise InputError(
+            f"{source} has levels that are no pressures in {given or 'hPa'}: {came}; correct the unit of the level axis"
+        )
+    return dataset.sortby("level")
 
 
 def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: list[str]) -> list[Channel]:

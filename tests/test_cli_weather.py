@@ -57,6 +57,20 @@ def test_forecasts_are_scored_beside_persistence(
         assert (tmp_path / f"{kind}.png").stat().st_size > 5000
 
 
+def test_what_was_converted_and_what_cannot_be_right_is_said(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = xr.open_dataset(files / "truth.nc").isel(latitude=slice(None, None, -1))
+    temperature = next(name for name in truth if truth[name].attrs["units"] == "K")
+    celsius = (truth[temperature] - 273.15).assign_attrs(truth[temperature].attrs)
+    truth.assign({temperature: celsius}).to_netcdf(tmp_path / "truth.nc")
+    assert run("evaluate", files / "ours.zarr", "--truth", tmp_path / "truth.nc") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "note: truth: latitude ran from south to north; turned round"
+    assert said[1].startswith("warning: truth: t")
+    assert all(line.endswith("which no weather is; check its unit") for line in said[1:])
+
+
 def test_maps_are_drawn_of_fields_and_of_forecasts(files: Path, tmp_path: Path) -> None:
     assert run("plot", files / "truth.nc", "-o", tmp_path / "map.png", "--channel", "t2m") == 0
     assert (

@@ -99,7 +99,7 @@ def evaluate(
     by lead, region and channel, as WeatherBench 2 defines them.
     """
     from unipercept.app.forecaster.evaluate import evaluate as score
-    from unipercept.app.forecaster.fields import land_share, open_fields
+    from unipercept.app.forecaster.fields import doubtful_units, land_share, open_fields
     from unipercept.app.forecaster.humidity import with_humidity
 
     if output is not None and output.suffix not in (".nc", ".csv"):
@@ -116,6 +116,11 @@ def evaluate(
     if land_mask is not None:
         land = land_share(land_mask, observed["latitude"].values, observed["longitude"].values)
         shares = {name: share for name, share in (("land", land), ("sea", 1 - land)) if share.any()}
+    for name, fields in (*opened.items(), ("truth", observed)):
+        if said := fields.attrs.get("conversions"):
+            typer.echo(f"note: {name}: {said}", err=True)
+        for doubt in doubtful_units(fields):
+            typer.echo(f"warning: {name}: {doubt}", err=True)
     total = next(iter(opened.values())).sizes.get("time", 1)
     with counting_bar("forecasts", total) as advance:
         result = score(

@@ -69,6 +69,8 @@ def train(
 
     frames = Frames(data, None if channels is None else _words(channels))
     _say_notes(frames)
+    for doubt in frames.doubts():
+        typer.echo(f"warning: {doubt}", err=True)
     spans = _spans(frames, period, validation)
     network = {} if width is None else {"width": width}
     recipe = standard_recipe(

@@ -22,7 +22,7 @@ Training:
 
 Forecasts:
     forecast        from analyses to a store; ensemble perturbs members
-    cascade         stages in turn; cascade_file is its folder on disk; writer the store
+    cascade         stages in turn; cascade_file is its folder on disk; writer the store, cf its attributes
 
 Verification:
     evaluate        stored forecasts against the truth; scores collects, score_formulas defines

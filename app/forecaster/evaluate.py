@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unipercept.app.forecaster.climatology import Climatology
-from unipercept.app.forecaster.fields import channel_names, select_channel, variables_with
-from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
+from unipercept.app.forecaster.fields import channel_names, check_same_grid, select_channel, variables_with
 from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Weights
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
@@ -215,12 +214,7 @@ def _check_forecast(name: str, forecast: xarray.Dataset, truth: xarray.Dataset) 
         )
     if "time" not in truth.dims or "prediction_timedelta" in truth.dims:
         raise InputError("the truth must be fields over time, without leads")
-    for axis in ("latitude", "longitude"):
-        ours, theirs = forecast[axis].values, truth[axis].values
-        if ours.shape != theirs.shape or abs(ours - theirs).max() > GRID_TOLERANCE_DEGREES:
-            raise InputError(
-                f"{name} and the truth lie on different grids ({axis}: {ours.size} and {theirs.size} values)"
-            )
+    check_same_grid(name, forecast, truth)
 
 
 def _shared_channels(

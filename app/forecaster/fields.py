@@ -14,13 +14,21 @@ from numpy.typing import NDArray
 
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
-from unipercept.pipelines.weather import open_dataset
-from unipercept.pipelines.weather_fields import Channel, canonical_grid, find_channels
+from unipercept.pipelines.weather import open_dataset, stored_limits
+from unipercept.pipelines.weather_fields import (
+    INITIAL_NAMES,
+    LEAD,
+    LEAD_NAMES,
+    Channel,
+    canonical_grid,
+    find_channels,
+    lead_spans,
+)
+from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
 if TYPE_CHECKING:
     import xarray
 
-LEAD_NAMES = ("prediction_timedelta", "lead_time", "step", "forecast_period")
 MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
@@ -29,20 +37,22 @@ def open_fields(path: str | Path | xarray.Dataset) -> xarray.Dataset:
     """Open a NetCDF or GRIB file, a Zarr folder or a Dataset of any convention; no field is read yet.
 
     Variables carry short names (z, t, u, v, r, q; t2m, u10, v10, msl, …) and canonical units. Latitude falls, longitude
-    rises from 0, level rises in hPa. A forecast's lead is `prediction_timedelta`, an ensemble's member `number`.
+    rises from 0, level rises in hPa. A forecast's lead is `prediction_timedelta`, an ensemble's member `number`. Codes
+    for missing, such as -9999, are NaN.
 
     Raises:
         InputError: it cannot be read, is still being written, is not on a
-            latitude-longitude grid, or a unit is unknown.
+            latitude-longitude grid, repeats times or leads, or a unit is unknown.
         MissingDependencyError: the library of its format is not installed.
     """
     import_optional("dask", extra="weather")
     source = str(path) if isinstance(path, str | Path) else "Dataset"
     opened = open_dataset(path) if isinstance(path, str | Path) else path
     notes: list[str] = []
-    grid = canonical_grid(_named(opened), source, notes)
+    grid = _chunked(canonical_grid(_named(opened, source), source, notes))  # before any arithmetic, which would read it
+    _check_unique(grid, source)
     channels = find_channels(grid, None, source, notes)
-    return _chunked(_canonical(grid, channels, notes))
+    return _canonical(grid, channels, notes)
 
 
 def land_share(path: str | Path, latitude: Any, longitude: Any) -> NDArray[np.float64]:
@@ -74,6 +84,14 @@ def channel_names(dataset: xarray.Dataset) -> tuple[str, ...]:
     return tuple(names)
 
 
+def doubtful_units(dataset: xarray.Dataset) -> list[str]:
+    """A sentence for each channel of a dataset from `open_fields` whose first field cannot be in its unit."""
+    first = dataset.isel({d: 0 for d in ("number", "time", LEAD) if dataset.sizes.get(d, 0)}).load()
+    fields = {name: select_channel(first, name) for name in channel_names(first)}
+    found = (doubt(name, str(field.attrs.get("units", "")), field.values) for name, field in fields.items())
+    return [sentence for sentence in found if sentence is not None]
+
+
 def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
     """One channel of a dataset from `open_fields`, without the level.
 
@@ -83,6 +101,20 @@ def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
     name, number = _place(dataset, channel)
     array = dataset[name] if number is None else dataset[name].isel(level=number, drop=True)
     return array.rename(channel)
+
+
+def check_same_grid(name: str, fields: xarray.Dataset, truth: xarray.Dataset) -> None:
+    """Refuse datasets of `open_fields` whose cells do not lie on each other.
+
+    Raises:
+        InputError: they do not.
+    """
+    for axis in ("latitude", "longitude"):
+        ours, theirs = fields[axis].values, truth[axis].values
+        if ours.shape != theirs.shape or abs(ours - theirs).max() > GRID_TOLERANCE_DEGREES:
+            raise InputError(
+                f"{name} and the truth lie on different grids ({axis}: {ours.size} and {theirs.size} values)"
+            )
 
 
 def variables_with(dataset: xarray.Dataset, channels: Sequence[str]) -> xarray.Dataset:
@@ -106,16 +138,40 @@ def _place(dataset: xarray.Dataset, channel: str) -> tuple[str, int | None]:
     raise InputError(f"no channel {channel}; there are {', '.join(channel_names(dataset)[:24])}")
 
 
-def _named(dataset: xarray.Dataset) -> xarray.Dataset:
-    """Lead and member under one name each; a `step` or `number` of one value is left to the reader, which drops it."""
+def _named(dataset: xarray.Dataset, source: str) -> xarray.Dataset:
+    """Lead and member under one name each, leads as time spans, and the one initial time of a forecast as a dimension.
+
+    A `step` or `number` of one value is left to the reader, which drops it.
+    """
     renames: dict[Any, str] = {}
-    for names, target in ((LEAD_NAMES, "prediction_timedelta"), (MEMBER_NAMES, "number")):
+    for names, target in ((LEAD_NAMES, LEAD), (MEMBER_NAMES, "number")):
         found = next((name for name in names if name in dataset.dims), None)
         if found is not None and found != target:
             renames[found] = target
-    if "init_time" in dataset.dims and "time" not in dataset.dims:
-        renames["init_time"] = "time"
-    return dataset.rename(renames)
+    initial = [name for name in INITIAL_NAMES if name in dataset.coords]
+    if LEAD in {*renames.values(), *dataset.dims} and initial:
+        if dataset.coords[initial[0]].ndim == 0:
+            dataset = dataset.expand_dims(initial[0])
+        if initial[0] != "time" and "time" not in dataset.variables:
+            renames[initial[0]] = "time"
+    return _with_spans(dataset.rename(renames), source)
+
+
+def _with_spans(dataset: xarray.Dataset, source: str) -> xarray.Dataset:
+    """Leads that are stored as numbers, as WeatherBench 2 stores them, as the time spans that their unit says."""
+    if LEAD not in dataset.dims:
+        return dataset
+    spans = None if LEAD not in dataset.coords else lead_spans(dataset[LEAD])
+    if spans is None:
+        raise InputError(f"{source} has leads without a unit of time; give them as time spans, or in hours")
+    return dataset.assign_coords({LEAD: (LEAD, spans)})
+
+
+def _check_unique(dataset: xarray.Dataset, source: str) -> None:
+    for name, words in (("time", "times"), (LEAD, "leads")):
+        if name in dataset.indexes and not dataset.indexes[name].is_unique:
+            repeated = dataset.indexes[name][dataset.indexes[name].duplicated()][0]
+            raise InputError(f"{source} repeats some of its {words}, such as {repeated}; drop what comes twice")
 
 
 def _canonical(dataset: xarray.Dataset, channels: list[Channel], notes: list[str]) -> xarray.Dataset:
@@ -123,8 +179,12 @@ def _canonical(dataset: xarray.Dataset, channels: list[Channel], notes: list[str
 
     arrays: dict[str, xarray.DataArray] = {}
     flat: dict[str, dict[float, xarray.DataArray]] = {}
+    of_variable: dict[str, list[Channel]] = {}
     for channel in channels:
-        array = dataset[channel.variable]
+        of_variable.setdefault(channel.variable, []).append(channel)
+    decoded = {name: _decoded(dataset[name], its) for name, its in of_variable.items()}
+    for channel in channels:
+        array = decoded[channel.variable]
         if (channel.factor, channel.offset) != (1.0, 0.0):
             array = array * channel.factor + channel.offset
         array = array.assign_attrs(units=channel.unit)
@@ -149,6 +209,28 @@ def _canonical(dataset: xarray.Dataset, channels: list[Channel], notes: list[str
         for name, array in arrays.items()
     }
     return xr.Dataset(cleaned, attrs={**dataset.attrs, "conversions": "; ".join(notes)})
+
+
+def _decoded(array: xarray.DataArray, channels: list[Channel]) -> xarray.DataArray:
+    """A variable with codes for missing as NaN; lazily, chunk by chunk."""
+    import xarray as xr
+
+    low, high = zip(*map(stored_limits, channels), strict=True)
+    limits = min(low), max(high)
+    decoded: xarray.DataArray = xr.apply_ufunc(
+        _without_codes, array, kwargs={"limits": limits}, dask="parallelized", output_dtypes=[_floating(array.dtype)],
+        keep_attrs=True,
+    )  # fmt: skip
+    return decoded
+
+
+def _without_codes(values: NDArray[Any], limits: Limits) -> NDArray[Any]:
+    return without_codes(values.astype(_floating(values.dtype), copy=False), limits)[0]
+
+
+def _floating(dtype: Any) -> Any:
+    """Single precision where that is what a file holds, else double."""
+    return np.dtype(np.float32) if dtype == np.float32 else np.dtype(np.float64)
 
 
 def _flat_level(channel: Channel) -> tuple[str, float] | None:

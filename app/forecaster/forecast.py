@@ -19,6 +19,7 @@ from unipercept.app.forecaster.ensemble import TENDENCY, TendencyNoise, check_pe
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.writer import ForecastWriter
 from unipercept.errors import InputError
+from unipercept.pipelines.weather import doubts
 
 IMPLAUSIBLE_DEVIATIONS = 8.0  # of a map's mean from the training mean; seasons and regions stay within 2
 
@@ -83,7 +84,13 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
         )
     time = np.datetime64(time, "ns")
     step = np.timedelta64(round(model.step_hours * 3600), "s")
-    numbers = [frames.at(time - k * step) for k in range(model.frames - 1, -1, -1)]
+    try:
+        numbers = [frames.at(time - k * step) for k in range(model.frames - 1, -1, -1)]
+    except InputError as error:
+        needs = (
+            f"; the model starts from {model.frames} states, {model.step_hours:g} h apart" if model.frames > 1 else ""
+        )
+        raise InputError(f"{error}{needs}") from error
     states = torch.from_numpy(frames.read(numbers))
     _require_plausible(states, model, frames)
     return State(states[None].to(device), np.array([time]))
@@ -92,7 +99,9 @@ def initial_state(model: StepModel, frames: Frames, time: Any, device: str | tor
 def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None:
     """Refuse fields far from those that the model was trained on: usually their units are mislabelled."""
     statistics = getattr(model, "statistics", None)
-    if statistics is None:
+    if statistics is None:  # an ONNX graph keeps its statistics to itself
+        if found := doubts(frames.fields.channels, states[-1].numpy()):
+            raise InputError(f"{frames.source}: {found[0]}")
         return
     means = states.double().mean(dim=(0, -2, -1))
     for name, unit, found, mean, std in zip(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError
-from unipercept.pipelines.weather import Fields, WeatherConfig, WeatherPipeline, read_block
+from unipercept.pipelines.weather import Fields, WeatherConfig, WeatherPipeline, doubts, read_block
 from unipercept.pipelines.weather_fields import area_weights
 
 BLOCK_BYTES = 128 << 20  # fields in memory while statistics are taken
@@ -97,14 +97,19 @@ class Frames:
         Raises:
             InputError: a cell is missing.
         """
-        block = read_block(self.fields, tuple(int(n) for n in numbers))
+        codes: list[str] = []
+        block = read_block(self.fields, tuple(int(n) for n in numbers), codes)
         if not np.isfinite(block).all():
             time, channel = np.argwhere(~np.isfinite(block))[0][:2]
             raise InputError(
                 f"{self.source} has missing or infinite cells in {self.channels[channel]} at "
-                f"{np.datetime_as_string(self.times[numbers[time]], 'm')}; fill them first"
+                f"{np.datetime_as_string(self.times[numbers[time]], 'm')}; {'; '.join([*codes, 'fill them first'])}"
             )
         return block
+
+    def doubts(self) -> list[str]:
+        """A sentence for each channel whose first state cannot be in the unit that the source states."""
+        return doubts(self.fields.channels, read_block(self.fields, (0,))[0])
 
     def at(self, time: Any) -> int:
         """The number of the state of a time.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unipercept.app.forecaster.cf import AXES, CONVENTIONS, field_attributes
 from unipercept.app.forecaster.dynamics.lift import SOURCE, SURFACE, UPPER, Lift, LiftConfig, date_of
 from unipercept.app.forecaster.dynamics.quasigeostrophic import (
     DAY,
@@ -224,10 +225,10 @@ def as_dataset(config: GenerateConfig, times: slice, block: dict[str, Array] | N
     start, lift = seconds_of(config.start), config.lift
     numbers = range(times.start, times.stop)
     coordinates: dict[str, Any] = {
-        "time": np.array([date_of(start + i * STEP_HOURS * 3600) for i in numbers]),
-        "level": ("level", np.array(lift.levels), {"units": "hPa"}),
-        "latitude": ("latitude", lift.latitude, {"units": "degrees_north"}),
-        "longitude": ("longitude", lift.longitude, {"units": "degrees_east"}),
+        "time": ("time", np.array([date_of(start + i * STEP_HOURS * 3600) for i in numbers]), AXES["time"]),
+        "level": ("level", np.array(lift.levels), AXES["level"]),
+        "latitude": ("latitude", lift.latitude, AXES["latitude"]),
+        "longitude": ("longitude", lift.longitude, AXES["longitude"]),
     }
     data = {}
     for name, (short, unit) in {**UPPER, **SURFACE}.items():
@@ -239,8 +240,8 @@ def as_dataset(config: GenerateConfig, times: slice, block: dict[str, Array] | N
             values = import_optional("dask.array", extra="weather").empty(shape, chunks=chunks, dtype="f4")
         else:
             values = block[name]
-        data[name] = (dims, values, {"units": unit, "short_name": short})
-    return xr.Dataset(data, coordinates, {"source": SOURCE, "settings": _settings(config)})
+        data[name] = (dims, values, {**field_attributes(short, unit, name), "short_name": short})
+    return xr.Dataset(data, coordinates, {"Conventions": CONVENTIONS, "source": SOURCE, "settings": _settings(config)})
 
 
 def _encoding(config: GenerateConfig) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from unipercept.app.forecaster.fields import select_channel
+from unipercept.app.forecaster.fields import check_same_grid, select_channel
 from unipercept.app.forecaster.projection import Array, Projection, cell_corners, coastlines, projection_of
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, import_optional
@@ -105,18 +105,22 @@ def plot_comparison(
     """Forecast, truth and their difference at a valid time, side by side.
 
     Raises:
-        InputError: no such channel, time or lead in either.
+        InputError: no such channel, time or lead in either, or another grid.
     """
+    check_same_grid("the forecast", forecast, truth)
     chosen, when = _at(select_channel(forecast, channel), time, lead_hours)
+    if not {"time", "prediction_timedelta"} <= set(chosen.coords):
+        raise InputError("a comparison needs a forecast, with times and leads; leave --truth out to see these fields")
     valid = chosen["time"].values + chosen["prediction_timedelta"].values
     seen, _ = _at(select_channel(truth, channel), valid, None)
     ours, theirs = np.asarray(chosen.values, float), np.asarray(seen.values, float)
     limits, unit = _limits(channel, np.stack([ours, theirs])), str(chosen.attrs.get("units", ""))
-    most = float(np.quantile(abs(ours - theirs), 0.995)) or 1.0
+    misses = ours - theirs
+    most = (float(np.nanquantile(abs(misses), 0.995)) if np.isfinite(misses).any() else 0.0) or 1.0
     panels = [
         Panel("forecast", ours, unit, limits, _colours(channel)),
         Panel("truth", theirs, unit, limits, _colours(channel)),
-        Panel("forecast - truth", ours - theirs, unit, (-most, most), "RdBu_r"),
+        Panel("forecast - truth", misses, unit, (-most, most), "RdBu_r"),
     ]
     save(draw_maps(panels, truth["latitude"].values, truth["longitude"].values, f"{channel}  {when}"), path)
 

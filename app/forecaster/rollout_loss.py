@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unipercept.app.forecaster.cf import LONG_NAMES
 from unipercept.app.forecaster.model import ForecastModel
-from unipercept.app.forecaster.writer import LONG_NAMES, UPPER
+from unipercept.app.forecaster.writer import UPPER
 from unipercept.errors import InputError
 from unipercept.pipelines.weather_fields import area_weights
 

@@ -46,7 +46,8 @@ def region_masks(
     full = {name: np.broadcast_to(mask, (phi.size, lam.size)) for name, mask in masks.items()}
     full = {name: mask for name, mask in full.items() if mask.any()}
     for name, (south, north, west, east) in (boxes or {}).items():
-        inside = (phi >= south) & (phi <= north) & ((lam - west) % 360 <= (east - west) % 360)
+        width = 360 if east - west >= 360 else (east - west) % 360  # -180:180 is the whole belt, not a meridian
+        inside = (phi >= south) & (phi <= north) & ((lam - west) % 360 <= width)
         if not inside.any():
             raise InputError(
                 f"region {name} ({south:g} to {north:g} N, {west:g} to {east:g} E) holds no cell of the grid"

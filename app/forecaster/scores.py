@@ -87,8 +87,12 @@ class ScoreBoard:
         forecast = np.asarray(forecast)
         members = forecast if forecast.ndim == 4 else forecast[None]
         self._check(members[0], truth, climate)
-        if not np.isfinite(members).all():
-            raise InputError(f"the forecast from {init_time} has missing or infinite cells at lead {_hours(lead):g} h")
+        for name, field in (("forecast", members), ("truth", truth), ("climatology", climate)):
+            if field is not None and not np.isfinite(field).all():
+                raise InputError(
+                    f"the {name} has missing or infinite cells in {self._first_gap(field)}, {_hours(lead):g} h from "
+                    f"{np.datetime_as_string(np.datetime64(init_time, 'm'))}; fill them first, or leave the channel out"
+                )
         key = (_integer(init_time), round(_hours(lead) * 3600))
         mean = members.mean(0, dtype=np.float64)
         found = deterministic(mean, truth, climate, self._weights)
@@ -192,8 +196,10 @@ class ScoreBoard:
         for name, field in (("forecast", member), ("truth", truth), ("climatology", climate)):
             if field is not None and np.shape(field) != self.shape:
                 raise InputError(f"{name} must be {self.shape} (channel, latitude, longitude), got {np.shape(field)}")
-            if field is not None and name != "forecast" and not np.isfinite(field).all():
-                raise InputError(f"the {name} has missing or infinite cells; fill them first")
+
+    def _first_gap(self, fields: Array) -> str:
+        is_whole = np.isfinite(fields).reshape(-1, *self.shape).all(axis=(0, 2, 3))
+        return self.channels[int(np.argmin(is_whole))]
 
 
 def bootstrap_interval(

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unipercept.app.forecaster.cf import AXES, CONVENTIONS, LONG_NAMES, field_attributes
 from unipercept.app.forecaster.frames import Grid
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, import_optional, one_line
@@ -33,22 +34,6 @@ from unipercept.errors import InputError, import_optional, one_line
 QUEUED = 1  # states that wait while one is written
 MAX_STORE_BYTES = 1 << 44
 
-# Short name to long name and CF standard name. Source: ERA5, WeatherBench 2, CF conventions.
-LONG_NAMES = {
-    "z": ("geopotential", "geopotential"),
-    "t": ("temperature", "air_temperature"),
-    "u": ("u_component_of_wind", "eastward_wind"),
-    "v": ("v_component_of_wind", "northward_wind"),
-    "r": ("relative_humidity", "relative_humidity"),
-    "q": ("specific_humidity", "specific_humidity"),
-    "w": ("vertical_velocity", "lagrangian_tendency_of_air_pressure"),
-    "t2m": ("2m_temperature", "air_temperature"),
-    "u10": ("10m_u_component_of_wind", "eastward_wind"),
-    "v10": ("10m_v_component_of_wind", "northward_wind"),
-    "msl": ("mean_sea_level_pressure", "air_pressure_at_mean_sea_level"),
-    "sp": ("surface_pressure", "surface_air_pressure"),
-    "tp": ("total_precipitation", "lwe_thickness_of_precipitation_amount"),
-}
 UPPER = re.compile(r"([ztuvrqw])(\d+)")
 
 
@@ -290,7 +275,7 @@ class ForecastWriter:
         """Attributes and axes."""
         group.attrs.update(
             {
-                "Conventions": "CF-1.11",
+                "Conventions": CONVENTIONS,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "status": "being written",
                 **attributes,
@@ -305,6 +290,7 @@ class ForecastWriter:
             "seconds since 1970-01-01",
             calendar="proleptic_gregorian",
             standard_name="forecast_reference_time",
+            axis="T",
         )
         _axis(
             group,
@@ -314,11 +300,10 @@ class ForecastWriter:
             dtype="timedelta64[ns]",
             standard_name="forecast_period",
         )
-        _axis(group, "latitude", np.asarray(self._grid.latitude), "degrees_north", standard_name="latitude")
-        _axis(group, "longitude", np.asarray(self._grid.longitude), "degrees_east", standard_name="longitude")
+        for name in ("latitude", "longitude"):
+            _axis(group, name, np.asarray(getattr(self._grid, name)), **AXES[name])
         if self._levels:
-            levels = np.asarray(self._levels, np.int64)
-            _axis(group, "level", levels, "hPa", standard_name="air_pressure", positive="down")
+            _axis(group, "level", np.asarray(self._levels, np.int64), **AXES["level"])
         if self.members is not None:
             _axis(group, "number", np.arange(self.members), "1", standard_name="realization")
 
@@ -332,8 +317,6 @@ class ForecastWriter:
         n_bytes = 4 * int(np.prod(list(sizes.values())))
         if n_bytes > MAX_STORE_BYTES:
             raise InputError(f"the forecast would take {n_bytes / 1e12:.0f} TB; forecast fewer times")
-        name = variable.name.replace("_", " ")
-        standard = {"standard_name": LONG_NAMES[variable.short][1]} if variable.short in LONG_NAMES else {}
         group.create_array(
             variable.name,
             shape=tuple(sizes.values()),
@@ -342,7 +325,7 @@ class ForecastWriter:
             compressors=None,  # weather in float32 shrinks by a tenth and takes longer than the disk
             fill_value=float("nan"),
             dimension_names=tuple(sizes),
-            attributes={"units": self._units[variable.channels[0]], **standard, "long_name": name},
+            attributes=field_attributes(variable.short, self._units[variable.channels[0]], variable.name),
         )
 
     def _finish(self) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from unipercept.app.forecaster.fields import open_fields
 from unipercept.errors import InputError
 from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.weather import WeatherConfig, WeatherPipeline
@@ -26,7 +27,7 @@ def fields():
     rng = np.random.default_rng(0)
     upper, surface = (3, 2, 13, 24), (3, 13, 24)
     return {
-        "z": 5e4 + 1e3 * rng.normal(size=upper),
+        "z": np.reshape([5.4e4, 1.4e4], (2, 1, 1)) + 1e3 * rng.normal(size=upper),
         "u": 10 * rng.normal(size=upper),
         "t2m": 280 + 10 * rng.normal(size=surface),
         "msl": 1e5 + 500 * rng.normal(size=surface),
@@ -160,6 +161,53 @@ def test_missing_cells_are_masked_or_refused(fields):
         _maps(canonical(fields), missing="error")
 
 
+CODES = [
+    ("t2m", -9999.0),
+    ("t2m", 0.0),
+    ("t2m", 1e20),
+    ("msl", -32768.0),
+    ("u", 9.96921e36),
+    ("z", -9999.0),
+    ("sst", -999.0),
+]
+
+
+@pytest.mark.parametrize(("name", "code"), CODES)
+def test_codes_that_no_attribute_names_are_missing_cells(tmp_path, fields, name, code):
+    whole = canonical(fields)
+    whole["sst"] = whole.t2m.assign_attrs(units="degC", standard_name="") - 273.15
+    gaps = xr.DataArray(np.arange(24) < 3, dims="longitude")
+    coded = whole.assign({name: whole[name].where(~gaps, code)})
+    coded.to_netcdf(tmp_path / "coded.nc", encoding={n: {"_FillValue": None} for n in coded.data_vars})
+    expected = _maps(whole.assign({name: whole[name].where(~gaps)}))
+    for a, b in zip(WeatherPipeline().maps(tmp_path / "coded.nc"), expected, strict=True):
+        assert torch.allclose(a.tensor, b.tensor)
+        assert torch.equal(a.mask, b.mask)
+        assert f"{np.float32(code):g} is taken as a code for missing ({name}" in a.metadata["notes"][-1]
+
+
+def test_values_that_only_look_like_codes_are_kept(fields):
+    fields["u"][:, :, 3, 2] = 0.0
+    fields["t2m"][:, 3, 2] = 273.15
+    celsius = canonical(fields)
+    celsius["t2m"] = (celsius.t2m - 273.15).assign_attrs(units="degC")  # 0 degrees
+    celsius["flux"] = celsius.u.isel(level=0, drop=True) * 1e5
+    celsius["flux"][:, 3, 2] = -9999.0
+    celsius["sunshine"] = celsius.t2m * 0 + 5e5 + celsius.flux / 100
+    celsius["sunshine"][:, 3, 2] = 0.0  # one night among days
+    assert all(emap.metadata["missing_values"] == 0 for emap in _maps(celsius))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "offset", "said"),
+    [("t2m", 1, -273.15, "t2m is 6"), ("msl", 0.01, 0, "msl is 1000"), ("z", 1 / GRAVITY, 0, "z500 is 55")],
+)
+def test_a_unit_that_cannot_be_right_is_doubted(fields, name, factor, offset, said):
+    fields[name] = fields[name] * factor + offset
+    notes = _maps(canonical(fields))[0].metadata["notes"]
+    assert any(note.startswith(said) and note.endswith("check its unit") for note in notes), notes
+
+
 def test_chosen_channels_come_in_their_order_and_missing_ones_are_listed(fields):
     assert _maps(canonical(fields), channels=("msl", "u850"))[0].metadata["channels"] == ["msl", "u850"]
     with pytest.raises(InputError, match=r"lacks z50, z100.* it has z500"):
@@ -218,6 +266,7 @@ def test_a_meridian_that_comes_twice_is_left_out(fields, west):
     [
         ("t2m", "℃", 1, 273.15),
         ("t2m", "degree_Kelvin", 1, 0),
+        ("t2m", "degF", 5 / 9, 459.67 * 5 / 9),
         ("u10", "m s^-1", 1, 0),
         ("u10", "metre second-1", 1, 0),
         ("u10", "m s−1", 1, 0),
@@ -243,6 +292,18 @@ def test_the_height_of_a_surface_field_is_no_level(fields):
 def test_what_is_left_of_members_is_said_once(fields):
     members = canonical(fields).expand_dims(number=[0, 1], step=[0])
     assert _maps(members)[0].metadata["notes"] == ["of the 2 along number the first is taken"]
+
+
+@pytest.mark.parametrize("lead", [12, np.timedelta64(12, "h")])
+def test_a_forecast_stands_at_its_valid_times(fields, lead):
+    made = canonical(fields).expand_dims(prediction_timedelta=[lead, 2 * lead])
+    made["prediction_timedelta"].attrs = {"units": "hours"} if isinstance(lead, int) else {}
+    valid = [str(time) for time in TIMES + np.timedelta64(12, "h")]
+    for written in (made, made.isel(prediction_timedelta=0)):
+        maps = _maps(written)
+        assert [emap.metadata["time"] for emap in maps] == valid
+        assert maps[0].metadata["notes"][-1] == "these are forecasts of 12 h; their times are the valid ones"
+    assert maps[0].metadata["channels"][0] == "z500"
 
 
 def test_an_axis_is_found_beside_a_coordinate_of_its_name(fields):
@@ -329,6 +390,11 @@ def test_one_group_is_opened_and_of_several_one_must_be_given(tmp_path, fields, 
         (lambda d: d.assign_coords(latitude=LATITUDE**3 / 8100), "uneven latitude"),
         (lambda d: d.rename(latitude="row", longitude="column"), "no latitude grid"),
         (lambda d: d.drop_vars(list(d.data_vars)), "no field"),
+        (lambda d: d.assign_coords(level=("level", [50000, 850], {"units": "hPa"})), "no pressures in hPa: 50000, 850"),
+        (lambda d: d.assign_coords(level=("level", [0, 1])), "no pressures in hPa: 0, 1"),
+        (lambda d: d.assign_coords(level=("level", [90, 137], {"long_name": "model_level_number"})), "on model levels"),
+        (lambda d: _with_rotated_pole(d), "rotated pole"),
+        (lambda d: _curvilinear(d), r"one latitude and longitude a cell \(curvilinear\)"),
         (lambda d: d.assign(t2m=d.t2m.assign_attrs(units="furlong")), "'furlong', which is not known"),
     ],
 )
@@ -336,6 +402,17 @@ def test_grids_that_cannot_be_right_are_refused(fields, change, message):
     with pytest.raises(InputError, match=message) as caught:
         _maps(change(canonical(fields)))
     assert "\n" not in str(caught.value)
+
+
+def _with_rotated_pole(fields):
+    fields["latitude"].attrs = {"standard_name": "grid_latitude", "units": "degrees"}
+    return fields
+
+
+def _curvilinear(fields):
+    plain = fields.rename(latitude="y", longitude="x").drop_vars(["y", "x"])
+    grids = np.meshgrid(LATITUDE, LONGITUDE, indexing="ij")
+    return plain.assign_coords(lat=(("y", "x"), grids[0]), lon=(("y", "x"), grids[1]))
 
 
 @pytest.mark.parametrize("fault", ["empty", "text", "cut", "hdf5", "grib", "folder"])
@@ -387,6 +464,48 @@ def test_stations_are_no_grid_and_grib_without_the_channel_names_it(shared_data)
     with pytest.raises(InputError, match=r"lacks z500; it has t2m"):
         grib = shared_data / "weather_era5_uk_hourly" / "era5_t2m_uk_2019-03-01_to_25.grib"
         WeatherPipeline(WeatherConfig(channels=("z500",))).read(grib)
+
+
+def _write_grib(path, messages):
+    """Messages of 30 degrees: short name, level or None, day of January 2020, step in hours."""
+    eccodes = pytest.importorskip("eccodes")
+    axes = {
+        "Ni": 12, "Nj": 7, "latitudeOfFirstGridPointInDegrees": 90, "latitudeOfLastGridPointInDegrees": -90,
+        "longitudeOfFirstGridPointInDegrees": 0, "longitudeOfLastGridPointInDegrees": 330,
+        "iDirectionIncrementInDegrees": 30, "jDirectionIncrementInDegrees": 30,
+    }  # fmt: skip
+    with path.open("wb") as file:
+        for name, level, day, step in messages:
+            handle = eccodes.codes_grib_new_from_samples(f"regular_ll_{'sfc' if level is None else 'pl'}_grib2")
+            keys = {**axes, "dataDate": 20200100 + day, "dataTime": 0, "shortName": name, "stepRange": str(step)}
+            for key, value in keys.items() if level is None else [*keys.items(), ("level", level)]:
+                eccodes.codes_set(handle, key, value)
+            eccodes.codes_set_values(handle, np.full(84, 280.0) + np.arange(84) / 10)
+            eccodes.codes_write(handle, file)
+            eccodes.codes_release(handle)
+
+
+def test_grib_of_single_levels_and_times_keeps_them(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "single.grib"
+    _write_grib(path, [("t", 850, 1, 0), ("u", 500, 1, 0), ("2t", None, 1, 0)])
+    emap = next(WeatherPipeline().maps(path))
+    assert emap.metadata["channels"] == ["t850", "u500", "t2m"]
+    assert emap.metadata["time"].startswith("2020-01-01T00:00")
+    _write_grib(path, [("2t", None, 1, 6)])
+    emap = next(WeatherPipeline().maps(path))
+    assert emap.metadata["time"].startswith("2020-01-01T06:00")
+    assert emap.metadata["notes"] == ["these are forecasts of 6 h; their times are the valid ones"]
+    _write_grib(path, [("2t", None, 1, step) for step in (6, 12)])
+    assert dict(open_fields(path).sizes) == {"time": 1, "prediction_timedelta": 2, "latitude": 7, "longitude": 12}
+
+
+def test_grib_of_analyses_beside_forecasts_keeps_the_times_of_the_analyses(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "mixed.grib"
+    for steps in ((6,), (6, 12)):
+        _write_grib(path, [("2t", None, 1, 0), *(("tp", None, 1, step) for step in steps)])
+        assert next(WeatherPipeline().maps(path)).metadata["time"].startswith("2020-01-01T00:00")
 
 
 def test_an_array_of_one_field_is_read():

@@ -46,12 +46,16 @@ FAULTS: dict[str, tuple[Change, str]] = {
         "of the 360_day calendar that are no dates of the common one",
     ),
     "a missing cell": (lambda d: with_values(d, "2m_temperature", with_a_hole), "missing or infinite cells in t2m at"),
+    "a code for missing": (
+        lambda d: with_values(d, "2m_temperature", lambda t: t.where(t.latitude < 60, -9999.0)),
+        "-9999 is taken as a code for missing (t2m); fill them first",
+    ),
     "steps of 12 h": (lambda d: d.isel(time=slice(1, None, 2)), "has no state at 2020-01-06T12:00"),
     "half a step": (
         lambda d: d.assign_coords(time=np.r_[d.time.values[:-1], d.time.values[-2] + np.timedelta64(3, "h")]),
         "has no state at 2020-01-06T09:00",
     ),
-    "a single state": (lambda d: d.isel(time=[-1]), "has no state at"),
+    "a single state": (lambda d: d.isel(time=[-1]), "; the model starts from 2 states, 6 h apart"),
     "another grid": (lambda d: d.isel(longitude=slice(None, None, 2)), "regrid it first"),
     "times that run backwards": (lambda d: d.isel(time=slice(None, None, -1)), "repeats or mixes up its times"),
 }

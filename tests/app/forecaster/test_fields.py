@@ -1,13 +1,14 @@
 """Fields of every convention become one layout, lazily."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from unipercept.app.forecaster.fields import channel_names, open_fields, select_channel
+from unipercept.app.forecaster.fields import channel_names, doubtful_units, open_fields, select_channel
 from unipercept.errors import InputError
 
 
@@ -80,6 +81,58 @@ def test_leads_and_members_keep_their_dimensions() -> None:
         opened = open_fields(written)
         assert opened["msl"].dims == ("number", "time", "prediction_timedelta", "latitude", "longitude")
         assert opened.attrs["conversions"] == ""
+
+
+@pytest.mark.parametrize(("unit", "numbers"), [("hours", [6, 12]), ("days", [0.25, 0.5])])
+def test_leads_as_numbers_are_what_their_unit_says(tmp_path: Path, unit: str, numbers: list[float]) -> None:
+    data = era5().expand_dims(prediction_timedelta=numbers)  # integers in hours, as WeatherBench 2 stores them
+    data["prediction_timedelta"].attrs["units"] = unit
+    data.to_netcdf(tmp_path / "f.nc")
+    for written in (data, tmp_path / "f.nc"):
+        lead = open_fields(written)["prediction_timedelta"].values
+        assert (lead / np.timedelta64(1, "h")).tolist() == [6, 12]
+    with pytest.raises(InputError, match="leads without a unit of time"):
+        open_fields(data.drop_attrs())
+
+
+def test_a_forecast_of_one_initial_time_has_that_dimension() -> None:
+    lead = np.array([6, 12], "timedelta64[h]").astype("timedelta64[ns]")
+    one = era5().isel(time=1).expand_dims(step=lead)
+    assert open_fields(one)["msl"].dims == ("time", "prediction_timedelta", "latitude", "longitude")
+    assert open_fields(one)["time"].values.tolist() == [era5().time.values[1].astype(int)]
+
+
+def test_what_comes_twice_is_one_line() -> None:
+    with pytest.raises(InputError, match="repeats some of its times, such as 2020-01-01 06:00:00; drop"):
+        open_fields(era5().isel(time=[0, 1, 1, 2]))
+    lead = np.array([6, 6], "timedelta64[h]").astype("timedelta64[ns]")
+    with pytest.raises(InputError, match="repeats some of its leads"):
+        open_fields(era5().expand_dims(prediction_timedelta=lead))
+
+
+def test_codes_are_missing_and_units_that_cannot_be_right_are_doubted() -> None:
+    data = era5()
+    data["mean_sea_level_pressure"][:, 1, 2] = -9999
+    found = open_fields(data)
+    assert int(np.isnan(found["msl"]).sum()) == 3
+    assert found["msl"].dtype == np.float32
+    data["mean_sea_level_pressure"] = (era5()["mean_sea_level_pressure"] / 100).assign_attrs(units="Pa")
+    said = doubtful_units(open_fields(data))
+    assert [sentence.split(" is ")[0] for sentence in said] == ["z850", "msl"]  # this z850 is as high as z500
+
+
+def test_a_conversion_reads_nothing(tmp_path: Path) -> None:
+    shape = (64, 181, 360)
+    field = xr.DataArray(np.zeros(shape, "f4"), dims=("time", "latitude", "longitude"), attrs={"units": "hPa"})
+    times = np.datetime64("2020-01-01", "ns") + np.arange(64) * np.timedelta64(6, "h")
+    axes = {"time": times, "latitude": np.arange(90.0, -91, -1), "longitude": np.arange(360.0)}
+    xr.Dataset({"msl": field}, axes).to_netcdf(tmp_path / "f.nc")
+    tracemalloc.start()
+    opened = open_fields(tmp_path / "f.nc")
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert opened.attrs["conversions"] == "msl was in hPa; converted to Pa"
+    assert held < 4 * np.prod(shape) / 4
 
 
 def test_what_the_documentation_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

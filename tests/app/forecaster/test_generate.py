@@ -29,6 +29,9 @@ def test_a_store_has_era5_names_and_says_that_it_is_synthetic(tmp_path: Path) ->
     assert channel_names(data)[:3] == ("z200", "z500", "z850")
     assert {"t2m", "u10", "v10", "msl"} <= set(channel_names(data))
     assert data.attrs["source"] == "synthetic quasi-geostrophic"
+    assert data.attrs["Conventions"] == "CF-1.11"
+    assert data["latitude"].attrs == {"units": "degrees_north", "standard_name": "latitude", "axis": "Y"}
+    assert data["t2m"].attrs["standard_name"] == "air_temperature"
     assert data.sizes["time"] == 20
     assert str(data["time"].values[4])[:13] == "2000-01-02T00"
     assert all(np.isfinite(array.values).all() for array in data.values())

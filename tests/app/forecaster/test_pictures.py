@@ -104,6 +104,10 @@ def test_mistakes_are_one_line(tmp_path: Path, state: object, scores_file: Path)
         score_pictures.plot_spectra(tmp_path / "a.png", table, lead_hours=7)
     with pytest.raises(InputError, match="no field at 1999"):
         pictures.plot_fields(tmp_path / "a.png", state, "z500", "1999-01-01")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="lie on different grids"):
+        pictures.plot_comparison(tmp_path / "a.png", state, state.isel(latitude=slice(1, 9)), "z500")  # type: ignore[arg-type,attr-defined]
+    with pytest.raises(InputError, match="a comparison needs a forecast"):
+        pictures.plot_comparison(tmp_path / "a.png", state, state, "z500")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"saved as \.gif or \.mp4"):
         pictures.animate(tmp_path / "a.avi", state, "z500")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -207,6 +207,12 @@ def test_a_box_across_greenwich_holds_both_sides() -> None:
         formulas.region_masks(LATITUDE, LONGITUDE, {"none": (1, 2, 3, 4)})
 
 
+@pytest.mark.parametrize(("west", "east"), [(-180, 180), (0, 360), (-200, 200)])
+def test_a_belt_is_a_box_of_all_longitudes(west: float, east: float) -> None:
+    mask = formulas.region_masks(LATITUDE, LONGITUDE, {"arctic": (60, 90, west, east)})["arctic"]
+    assert mask.sum() == 16 * (LATITUDE >= 60).sum()
+
+
 def test_a_regional_grid_has_no_spectra_and_its_own_regions() -> None:
     scores = ScoreBoard(("z500",), np.arange(55, 29, -2.5), np.arange(-15, 16, 2.5))
     scores.add("2020-01-01", LEAD, np.ones((1, 11, 13)), np.zeros((1, 11, 13)))
@@ -218,7 +224,7 @@ def test_a_regional_grid_has_no_spectra_and_its_own_regions() -> None:
 def test_missing_cells_and_other_shapes_are_refused(fields: np.ndarray) -> None:
     broken = fields[0, 0].copy()
     broken[0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="forecast from 2020-01-01 has missing"):
+    with pytest.raises(InputError, match="forecast has missing or infinite cells in z500, 6 h from 2020-01-01T00:00"):
         board().add("2020-01-01", LEAD, broken, fields[0, 1])
     with pytest.raises(InputError, match="truth has missing"):
         board().add("2020-01-01", LEAD, fields[0, 1], broken)

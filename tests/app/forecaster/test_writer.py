@@ -45,7 +45,8 @@ def test_the_store_is_what_weatherbench_reads(
             "units": "m2 s-2", "standard_name": "geopotential", "long_name": "geopotential"
         }  # fmt: skip
         assert dataset.prediction_timedelta.attrs["standard_name"] == "forecast_period"  # as CF calls it
-        assert dataset.level.attrs == {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
+        assert dataset.level.attrs == {"units": "hPa", "standard_name": "air_pressure", "positive": "down", "axis": "Z"}
+        assert [dataset[name].attrs["axis"] for name in ("time", "latitude", "longitude")] == ["T", "Y", "X"]
         assert dataset.attrs["status"] == "complete"
         assert dataset.attrs["stages"] == "short 0-2, medium 2-"
         assert dataset.attrs["models"].split() == [model.fingerprint(), other_model.fingerprint()]
