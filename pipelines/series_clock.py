@@ -39,6 +39,7 @@ MIN_READ = 0.9  # share of cells that must read as times
 MIN_COUNTED = 12  # dates as digits in a column whose name does not say so
 SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
 EXCEL_1970, EXCEL_2100 = 25_569, 73_051  # days since 1899-12-30, which is what Excel and its kin count
+MOVED_DAYS = 5  # that a weekend with holidays moves a day of the month by
 SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
 
 
@@ -390,7 +391,25 @@ def _months(times: NDArray[Any], months: int) -> Step | None:
     if (~is_end).sum() <= strays:
         return Step("month-end", months)
     usual = int(day.max()) if not strays else int(np.bincount(day).argmax())
-    return Step("month", months, usual) if (~((day == usual) | is_end)).sum() <= strays else None
+    if (~((day == usual) | is_end)).sum() <= strays:
+        return Step("month", months, usual)
+    return _moved_months(times, day, months)
+
+
+def _moved_months(times: NDArray[Any], day: NDArray[np.int64], months: int) -> Step | None:
+    """The same where each month has one row that weekends or a calendar of weeks move: the last working day, the 15th
+    or the next working day, periods of 4, 4 and 5 weeks.
+    """
+    gaps = np.diff(times).astype(np.int64) // DAY
+    number = times.astype("datetime64[M]").astype(np.int64)
+    if len(times) < MIN_COUNTED or len(np.unique(gaps)) == 1 or len(np.unique(number)) < len(number):
+        return None
+    ends = (times.astype("datetime64[M]") + 1).astype("datetime64[D]").astype(np.int64)
+    if (ends - times.astype("datetime64[D]").astype(np.int64) <= MOVED_DAYS).all():
+        return Step("month-end", months)
+    if np.ptp(day) < MOVED_DAYS or (gaps % 7 == 0).all():
+        return Step("month", months, int(day.min() if np.ptp(day) < MOVED_DAYS else np.median(day)))
+    return None
 
 
 def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:
