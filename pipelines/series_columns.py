@@ -177,7 +177,7 @@ def _iso_weeks(year: pandas.Series[Any], week: pandas.Series[Any]) -> pandas.Ser
 
     valid = year.between(1900, 2100) & week.between(1, 53)
     fourth = pd.to_datetime(year.where(valid).astype("Int64").astype("string") + "-01-04", errors="coerce")
-    monday = fourth - pd.to_timedelta(fourth.dt.dayofweek, unit="D")
+    monday = fourth - pd.to_timedelta(fourth.dt.day_of_week, unit="D")
     return monday + pd.to_timedelta((week.where(valid) - 1) * 7, unit="D")
 
 
@@ -337,20 +337,16 @@ def _repeats_calendar(column: pandas.Series[Any], name: object, stamps: NDArray[
     times = pd.DatetimeIndex(stamps)
     days = ("weekday", "dayofweek", "day_of_week", "dow", "week_day")
     parts: dict[str, Any] = {part: words for part, words in PART_WORDS.items() if part not in ("minute", "second")}
-    parts |= {"dayofyear": ("dayofyear", "day_of_year", "doy", "yday"), "dayofweek": days}
+    parts |= {"day_of_year": ("dayofyear", "day_of_year", "doy", "yday"), "day_of_week": days}
     part = next((part for part, words in parts.items() if word in words), None)
     if part is None:
         return False
     own = times.isocalendar().week if part == "week" else getattr(times, part)
     values, own = column.to_numpy(np.float64, na_value=np.nan), np.asarray(own, np.float64)
-    known = np.isfinite(values) & np.isfinite(own)
-    if known.sum() < 3:
-        return False
-    shift = (values - own)[known]
-    cycle = 7 if part == "dayofweek" else np.inf
-    return bool(((shift if cycle == np.inf else np.mod(shift, cycle)) == (shift[0] if cycle == np.inf else shift[0] % 7)).mean() >= 0.99) and (
-        part == "dayofweek" or shift[0] == 0
-    )
+    shift = (values - own)[np.isfinite(values) & np.isfinite(own)]
+    if part == "day_of_week":
+        shift = (shift - shift[:1]) % 7
+    return len(shift) >= 3 and bool((shift == 0).mean() >= 0.99)
 
 
 def numeric(

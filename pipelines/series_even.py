@@ -72,7 +72,12 @@ def _on_round_steps(
     """
     gaps = np.diff(stamps).astype(np.int64)
     usual = int(np.median(gaps))
-    if len(gaps) < MIN_TELLING or usual >= 7 * DAY or (gaps == usual).mean() >= EVEN_SHARE:
+    if len(gaps) < MIN_TELLING or usual >= 7 * DAY:
+        return stamps, values
+    span = int((stamps[-1] - stamps[0]).astype(np.int64))
+    if (np.abs(gaps - usual) <= NEAR * usual).all() and abs(span - usual * len(gaps)) > usual / 2:
+        return _rounded(stamps, span / len(gaps), notes), values
+    if (gaps == usual).mean() >= EVEN_SHARE:
         return stamps, values
     if find_step(stamps).kind != "even":
         return stamps, values
@@ -88,6 +93,13 @@ def _on_round_steps(
             notes.append(f"rows are at irregular times; they are averaged over steps of {Step('even', step)}")
             return _averaged((slots * step).astype("datetime64[ns]"), values)
     return stamps, values
+
+
+def _rounded(stamps: NDArray[Any], step: float, notes: list[str]) -> NDArray[Any]:
+    """Times of a step that the clock writes in too few digits (three a second in milliseconds), as even ones."""
+    size = round(step)
+    notes.append(f"times are written in steps of {size / SECOND:g} seconds on average; they are taken as even")
+    return np.asarray(stamps[0] + np.arange(len(stamps)) * np.timedelta64(size, "ns"))
 
 
 def _wavering(

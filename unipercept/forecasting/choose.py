@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
 from unipercept.forecasting.intervals import Judged, widened
-from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
+from unipercept.forecasting.scores import MEDIAN, Score, mean_of_known, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
@@ -118,7 +118,7 @@ def choose(found: Backtest) -> Choice:
         record,
         found.score(crossed),
         found.score(raw),
-        {name: float(np.nanmean(losses[m])) for m, name in enumerate(names)},
+        {name: float(mean_of_known(losses[m], (0, 1))) for m, name in enumerate(names)},
         crossed,
         share,
     )
@@ -161,10 +161,10 @@ def _weights(
     which method won is mostly chance.
     """
     with np.errstate(all="ignore"):
-        own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
-        own = np.where(np.isfinite(own), own, np.nan)
-        relative = own - np.nanmin(own, axis=0)
-        table = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
+        own = np.log(mean_of_known(losses[:, origins], 1) + TINY)
+        own = np.where(np.isfinite(own), own, np.inf)  # of a series that was not judged
+        relative = own - own.min(axis=0)
+        table = mean_of_known(np.minimum(relative, FAR), 1, keepdims=True)
     windows = count_windows(found, origins)
     share = 1 / (1 + (FEW_WINDOWS / windows) ** 2)
     relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
@@ -195,7 +195,7 @@ def _weights(
         mixture = _losses([mixed_quantiles(names, quantiles, weights)], found)[0]
         with np.errstate(all="ignore"):
             allowed = np.exp(USUAL_GAP * FEW_WINDOWS / windows)  # few windows may say so by chance
-            worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
+            worse = mean_of_known(mixture[origins], 0) > allowed * mean_of_known(losses[plain][origins], 0)
         weights[:, worse] = 0
         weights[plain, worse] = 1
     return np.asarray(weights)

@@ -12,6 +12,8 @@ from unipercept.forecasting.repairs import forward_filled
 from unipercept.pipelines.series_table import SeriesGrid
 from unipercept.pipelines.table_file import shortened
 
+VARIOUS = 0.3  # of a column's values are different ones
+
 
 def split_known(
     grid: SeriesGrid, horizon: int, notices: list[str]
@@ -36,6 +38,7 @@ def split_known(
             or len(grid) - rest[0] < horizon
             or rest[0] < len(grid) // 2
             or not _are_columns(grid, longer)
+            or _have_outlived(grid.values[:, longer], len(grid) - int(rest[0]), horizon)
         ):
             _tell_short(grid, ends, horizon, notices)
             return grid, None, ()
@@ -95,6 +98,15 @@ def _are_columns(grid: SeriesGrid, longer: NDArray[np.bool_]) -> bool:
     columns = [name.removeprefix(f"{grid.owner[name]}/") if grid.owner else "" for name in grid.variables]
     told = {column for column, is_longer in zip(columns, longer, strict=True) if is_longer}
     return not told & {column for column, is_longer in zip(columns, longer, strict=True) if not is_longer}
+
+
+def _have_outlived(longer: NDArray[np.float64], steps: int, horizon: int) -> bool:
+    """Whether columns go on for so long beyond the horizon, with values so various, that the others are rather series
+    that have ended (a shop that closed) than what is to be forecast from these (prices, holidays).
+    """
+    if steps <= max(2 * horizon, len(longer) // 10):
+        return False
+    return all(len(np.unique(c[np.isfinite(c)])) > VARIOUS * np.isfinite(c).sum() for c in longer.T)
 
 
 def _tell_short(grid: SeriesGrid, ends: NDArray[np.int64], horizon: int, notices: list[str]) -> None:
