@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
-from unipercept.forecasting.intervals import Judged, widened
+from unipercept.forecasting.intervals import Judged, few_rows, widened
 from unipercept.forecasting.scores import MEDIAN, Score, mean_of_known, mean_pinball
 
 Array = NDArray[np.floating[Any]]
@@ -48,7 +48,7 @@ class Choice:
     Args:
         names: M methods.
         weights: MxV, of each tested series, summing to 1.
-        widening: Q factors on the distance of each level from the median (1 at the median).
+        widening: Q factors on the distance of each level from the median (1 at the median), without those of `few_rows`.
         record: what came true at the scored origins, by which later rows judge on.
         score: at the scored origins, each half judged by what the other half chose and calibrated:
             not flattered by the choice.
@@ -103,6 +103,7 @@ def choose(found: Backtest) -> Choice:
     share = SPREAD_WINDOWS / (SPREAD_WINDOWS + count_windows(found, everything)) if SPREAD in names else 0.0
     mixed = mixed_quantiles(names, quantiles, weights, share)
     record = _judged(mixed, found, everything)
+    growth = few_rows(found.plan.scored[-1] + found.plan.horizon, found.plan.horizon)[:, None, None]
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
         half_weights = _weights(losses, found, names, quantiles, chosen_on)
@@ -110,7 +111,7 @@ def choose(found: Backtest) -> Choice:
             mixed_quantiles(names, [q[part] for q in quantiles], half_weights, share) for part in (judged, chosen_on)
         )
         raw[judged] = part
-        crossed[judged] = widened(part, _judged(seen, found, chosen_on).factors())
+        crossed[judged] = widened(part, _judged(seen, found, chosen_on).factors() * growth)
     return Choice(
         names,
         weights,
