@@ -32,6 +32,7 @@ LEADING = ("ETS", "CES", "theta", "ARIMA", "week")
 LEADING_ON_FEW_ROWS = "pretrained"  # of history, by more: alone it comes within a percent of the mixture
 FEW_ROWS = 200
 FEW_ROWS_LEAD = 0.65
+UNSEEN_CYCLE_LEAD = 1.0  # where it alone is told of the calendar's cycle
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
 MANY_ROWS = 100
 LEADING_ON_COUNTS = "usual values"  # its quantiles are values that occur, the others' lie between them
@@ -175,7 +176,8 @@ def _weights(
     leading = LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS)
     usual = np.array([[USUAL_GAP * name.startswith(PLAIN) - USUAL_LEAD * name.startswith(leading)] for name in names])
     if LEADING_ON_FEW_ROWS in names and rows <= FEW_ROWS:
-        usual[names.index(LEADING_ON_FEW_ROWS)] = -FEW_ROWS_LEAD
+        lead = FEW_ROWS_LEAD if found.prepared.unseen_cycle is None else UNSEEN_CYCLE_LEAD
+        usual[names.index(LEADING_ON_FEW_ROWS)] = -lead
     if LEADING_ON_COUNTS in names:
         counts = found.prepared.counts[found.columns]
         usual = np.repeat(usual, len(counts), axis=1)
