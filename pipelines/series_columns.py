@@ -8,7 +8,7 @@ Shapes: L rows, V variables.
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -272,7 +272,7 @@ def _are_even(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:
     gaps, same = np.diff(times[order]).astype(np.int64), np.diff(codes[order]) == 0
     even = 0
     starts = np.flatnonzero(np.concatenate([[True], ~same, [True]]))
-    for first, last in zip(starts[:-1], starts[1:], strict=True):
+    for first, last in pairwise(starts):
         own = gaps[first : last - 1]
         if len(own) >= 3 and (np.abs(own - np.median(own)) <= 0.12 * np.median(own)).mean() >= MIN_EVEN:
             even += last - first
@@ -285,7 +285,9 @@ def _taken(table: pandas.DataFrame, names: list[Any], notes: list[str]) -> tuple
         parts = [table[name].astype("string").str.strip() for name in names]
         column = parts[0].str.cat(parts[1:], sep="/")
     who = " and ".join(repr(str(name)) for name in names)
-    notes.append(f"long format: column{'s' * (len(names) > 1)} {who} name{'s' * (len(names) == 1)} {column.nunique()} series")
+    notes.append(
+        f"long format: column{'s' * (len(names) > 1)} {who} name{'s' * (len(names) == 1)} {column.nunique()} series"
+    )
     return column, table.drop(columns=names)
 
 
@@ -303,10 +305,14 @@ def without_row_numbers(
     told = [name for name in numbers if str(name) not in wanted]
     counts = [name for name in told if _counts_rows(table[name], name)]
     calendar = [] if stamps is None else [n for n in told if n not in counts and _repeats_calendar(table[n], n, stamps)]
+    if not (counts or calendar):
+        return table
     if len(counts) + len(calendar) == len(numbers) and not _holds_numbers_as_text(table):
         return table
     if counts:
-        notes.append(f"left out, since it numbers the rows: {shortened([str(name) or 'the first column' for name in counts])}")
+        notes.append(
+            f"left out, since it numbers the rows: {shortened([str(name) or 'the first column' for name in counts])}"
+        )
     if calendar:
         notes.append(f"left out, since they repeat the calendar: {shortened([str(name) for name in calendar])}")
     return table.drop(columns=[*counts, *calendar])
@@ -334,13 +340,13 @@ def _repeats_calendar(column: pandas.Series[Any], name: object, stamps: NDArray[
     import pandas as pd
 
     word = str(name).strip().lower().replace(" ", "_").replace("-", "_")
-    times = pd.DatetimeIndex(stamps)
     days = ("weekday", "dayofweek", "day_of_week", "dow", "week_day")
     parts: dict[str, Any] = {part: words for part, words in PART_WORDS.items() if part not in ("minute", "second")}
     parts |= {"day_of_year": ("dayofyear", "day_of_year", "doy", "yday"), "day_of_week": days}
     part = next((part for part, words in parts.items() if word in words), None)
     if part is None:
         return False
+    times = pd.DatetimeIndex(stamps)
     own = times.isocalendar().week if part == "week" else getattr(times, part)
     values, own = column.to_numpy(np.float64, na_value=np.nan), np.asarray(own, np.float64)
     shift = (values - own)[np.isfinite(values) & np.isfinite(own)]

@@ -132,7 +132,9 @@ def _months_down(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame 
         texts = [name for name in rest if not pd.api.types.is_numeric_dtype(table[name])]
         kept = table[years.between(*YEARS)].melt([year, *texts], across, "_part", "value")
         place = dict(zip(across, ((number.dropna() - 1) * unit + 1).astype(int), strict=True))
-        dates = pd.to_datetime({"year": kept[year].astype(int), "month": kept["_part"].map(place).astype(int), "day": 1})
+        dates = pd.to_datetime(
+            {"year": kept[year].astype(int), "month": kept["_part"].map(place).astype(int), "day": 1}
+        )
         left = [str(name) for name in rest if name not in texts]
         said = f"; left out: {', '.join(left)}" if left else ""
         notes.append(f"{'months' if count == 12 else 'quarters'} stand across the header: a row each now{said}")

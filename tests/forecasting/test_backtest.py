@@ -391,7 +391,9 @@ def test_few_rows_widen_all_intervals_the_more_the_farther_ahead():
     np.testing.assert_allclose(few_rows(16, 3), [1 + 18 / 256, 1 + 36 / 256, 1 + 54 / 256])
     assert few_rows(4000, 100).max() < 1.001
     assert few_rows(8, 500)[-1] == few_rows(8, 8)[-1] == 1 + 18 / 8
-    result = forecast_table(pd.DataFrame({"y": np.random.default_rng(0).normal(size=14).cumsum()}), 6, methods=("naive", "drift"), seconds=3)
+    result = forecast_table(
+        pd.DataFrame({"y": np.random.default_rng(0).normal(size=14).cumsum()}), 6, methods=("naive", "drift"), seconds=3
+    )
     width = (result.quantile(0.9) - result.quantile(0.1))[:, 0]
     raw = result.mixture._uncalibrated(result.prepared.values, [14], 6)[0, :, 0]
     spread = (raw[:, -2] - raw[:, 1]) * result.choice.widening[1] * result.prepared.unit[0]

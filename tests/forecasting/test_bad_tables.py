@@ -425,7 +425,12 @@ def test_a_word_beside_rows_that_repeat_names_no_series(tmp_path):
 
 def test_two_columns_together_name_a_series(tmp_path):
     weeks = pd.date_range("2020-02-07", periods=60, freq="W-FRI")
-    rows = [f"{s},{d},{t:%Y-%m-%d},{s * 10 + d + v}" for s in (1, 2) for d in (1, 2) for t, v in zip(weeks, wave(60), strict=True)]
+    rows = [
+        f"{s},{d},{t:%Y-%m-%d},{s * 10 + d + v}"
+        for s in (1, 2)
+        for d in (1, 2)
+        for t, v in zip(weeks, wave(60), strict=True)
+    ]
     result = forecast(tmp_path, "Store,Dept,Date,Weekly_Sales\n" + "\n".join(rows) + "\n", horizon=4)
     assert result.variables == ("1/1", "1/2", "2/1", "2/2")
     assert said(result, "columns 'Store' and 'Dept' name 4 series")
@@ -447,7 +452,9 @@ def test_row_numbers_and_the_calendar_are_no_series(tmp_path):
 
 def test_a_logger_s_clock_that_wavers_keeps_its_step(tmp_path):
     rng = np.random.default_rng(0)
-    times = pd.date_range("2024-01-01 00:02", periods=600, freq="5min") + pd.to_timedelta(rng.uniform(-9, 9, 600), unit="s")
+    times = pd.date_range("2024-01-01 00:02", periods=600, freq="5min") + pd.to_timedelta(
+        rng.uniform(-9, 9, 600), unit="s"
+    )
     result = forecast(tmp_path, csv(times, wave(600)), horizon=12)
     assert str(result.prepared.step) == "5 minutes"
     assert len(result.prepared) == 600
@@ -515,7 +522,9 @@ def test_a_series_that_begins_late_takes_no_method_from_the_others(tmp_path):
 
 
 def test_shares_stay_within_the_whole(tmp_path):
-    values = np.clip(92 + 8 * np.sin(np.arange(LENGTH) * 2 * np.pi / 24) + np.random.default_rng(0).normal(size=LENGTH) * 4, 0, 100)
+    values = np.clip(
+        92 + 8 * np.sin(np.arange(LENGTH) * 2 * np.pi / 24) + np.random.default_rng(0).normal(size=LENGTH) * 4, 0, 100
+    )
     result = forecast(tmp_path, csv(hours(), values.round(1), "date,occupied"))
     assert result.quantile(0.975).max() == 100
     assert said(result, "shares of a whole, which no forecast exceeds: occupied (100)")
@@ -526,7 +535,9 @@ def test_shares_stay_within_the_whole(tmp_path):
 def test_what_only_the_owner_can_judge_is_said(tmp_path):
     values = wave()
     stuck = np.where(np.arange(LENGTH) < 250, values, values[249])
-    assert said(forecast(tmp_path, csv(hours(), stuck)), "has not changed up to the end, for longer than ever before: y")
+    assert said(
+        forecast(tmp_path, csv(hours(), stuck)), "has not changed up to the end, for longer than ever before: y"
+    )
     rng = np.random.default_rng(0)
     sold = rng.poisson(0.6, LENGTH)
     rows = [f"{t},{v}" for t, v in zip(hours(), sold, strict=True) if v]

@@ -49,7 +49,7 @@ class Choice:
     Args:
         names: M methods.
         weights: MxV, of each tested series, summing to 1.
-        widening: Q factors on the distance of each level from the median (1 at the median), without those of `few_rows`.
+        widening: Q factors on the distance of each level from the median (1 at the median), besides `few_rows`.
         record: what came true at the scored origins, by which later rows judge on.
         score: at the scored origins, each half judged by what the other half chose and calibrated:
             not flattered by the choice.

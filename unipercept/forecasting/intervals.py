@@ -34,7 +34,7 @@ ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
 # Of the widest pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
 UNSEEN = 0.3
-# What few rows do not tell of level and trend grows with every step: 16 rows widen the interval of the sixth by four tenths.
+# What few rows do not tell of level and trend grows with every step: 16 rows widen the sixth's interval by two fifths.
 TREND_DOUBT = 18.0  # times the step over the square of the rows
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by

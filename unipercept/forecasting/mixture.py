@@ -79,7 +79,9 @@ class Mixture:
             moved: rows by which a row of the history stands later in `values`.
         """
         raw = self._uncalibrated(values, origins, horizon)
-        result = widened(raw, self._factors(values, raw, origins, moved)[:, None, None] * self._growth(origins, horizon, moved))
+        result = widened(
+            raw, self._factors(values, raw, origins, moved)[:, None, None] * self._growth(origins, horizon, moved)
+        )
         if self.constant.any():
             plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
             result = np.where(self.constant[None, None, :, None], plain, result)

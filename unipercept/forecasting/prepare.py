@@ -202,7 +202,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     offset, unit = _centre_and_unit(transformed[:head], transformed)
     floor = np.where(np.nanmin(measured, axis=0) >= 0, 0.0, -np.inf)
     ceiling = _ceilings(measured, names)
-    if shares := [f"{n} ({top:g})" for n, top, c in zip(names, ceiling, counts, strict=True) if np.isfinite(top) and not c]:
+    if shares := [
+        f"{n} ({top:g})" for n, top, c in zip(names, ceiling, counts, strict=True) if np.isfinite(top) and not c
+    ]:
         notices.append(f"shares of a whole, which no forecast exceeds: {shortened(shares)}")
     _tell_oddities(measured, names, notices)
     return Prepared(
@@ -266,10 +268,10 @@ def _tell_oddities(measured: NDArray[np.float64], names: Sequence[str], notices:
     values at longer steps than the table's.
     """
     stuck, absent, coarse = list[str](), list[str](), list[str]()
-    steps = [np.diff(np.flatnonzero(np.isfinite(column))) for column in measured.T]
-    is_fine = any(len(own) and np.median(own) == 1 for own in steps)
-    for name, column, own in zip(names, measured.T, steps, strict=True):
-        values = column[np.isfinite(column)]
+    is_fine = np.isfinite(measured).mean(axis=0).max() > 0.5
+    for name, column in zip(names, measured.T, strict=True):
+        rows = np.flatnonzero(np.isfinite(column))
+        values, own = column[rows], np.diff(rows)
         changes = np.flatnonzero(np.diff(values))
         if len(changes):
             runs = np.diff(changes, prepend=-1)
@@ -279,7 +281,9 @@ def _tell_oddities(measured: NDArray[np.float64], names: Sequence[str], notices:
         usual = int(np.median(own)) if len(own) else 1
         if is_fine and usual > 1 and (own == usual).mean() > 0.8:
             coarse.append(f"{name} ({usual} steps)")
-        elif len(own) and own.mean() > 1 / (1 - ABSENT_SHARE) and values.min() > 0 and (values == np.round(values)).all():
+        elif (
+            len(own) and own.mean() > 1 / (1 - ABSENT_SHARE) and values.min() > 0 and (values == np.round(values)).all()
+        ):
             absent.append(name)
     if stuck:
         notices.append(
