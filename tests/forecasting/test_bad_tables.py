@@ -553,3 +553,11 @@ def test_counts_are_not_forecast_in_logarithms():
     result = forecast_table(pd.DataFrame({"date": pd.date_range("2024-01-01", periods=350), "n": week}), 7, **QUICK)
     assert result.prepared.counts.all()
     assert (result.prepared.power == 1).all()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_series_that_begins_after_all_that_is_learned_raises_no_warning():
+    frame = pd.DataFrame({"date": hours(120), "y": wave(120), "late": wave(120, 1)})
+    frame.loc[:113, "late"] = np.nan
+    result = forecast_table(frame, 6, methods=("naive", "drift", "ets", "theta", "linear"), seconds=5)
+    assert np.isfinite(result.values).all()
