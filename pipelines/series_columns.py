@@ -275,7 +275,7 @@ def _are_even(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:
     for first, last in pairwise(starts):
         own = gaps[first : last - 1]
         if len(own) >= 3 and (np.abs(own - np.median(own)) <= 0.12 * np.median(own)).mean() >= MIN_EVEN:
-            even += last - first
+            even += int(last - first)
     return even >= 0.9 * len(times)
 
 
