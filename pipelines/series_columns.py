@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SERIES_WORDS = (
     "id", "unique_id", "item", "item_id", "series", "series_id", "store", "sku", "station", "sensor", "meter",
-    "group", "key", "shop", "branch", "dept", "department", "product", "category", "region", "country", "state", "city",
+    "group", "key", "shop", "branch", "dept", "department", "product", "category", "region", "country", "city",
     "location", "site", "plant", "machine", "device", "asset", "customer", "warehouse", "turbine",
 )  # fmt: skip
 # Columns that together say when a row was measured, by the names they go by.
@@ -248,7 +248,7 @@ def find_series(
     for name, code in codes.items():
         left = int(pd.DataFrame({"t": times, "s": code}).duplicated().sum())
         is_told = repeated >= MIN_REPEATED * len(times) and left <= 0.1 * repeated
-        if (is_told or (_says_series(name) and not left)) and _are_even(times, code):
+        if (is_told or (_says_series(name) and _follow_each_other(times, code))) and _are_even(times, code):
             return _taken(table, [name], notes)
     return None, table
 
@@ -264,6 +264,12 @@ def _may_name_series(column: pandas.Series[Any], name: object) -> bool:
 def _says_series(name: object) -> bool:
     word = str(name).strip()
     return word.lower() in SERIES_WORDS or re.search(r"(?i)_id$|(?<=[a-z])(?-i:I[dD])$", word) is not None
+
+
+def _follow_each_other(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:
+    """Whether in order of time each name has its rows in one stretch: what is on and off comes again."""
+    changes = np.count_nonzero(np.diff(codes[np.argsort(times, kind="stable")]))
+    return bool(changes == len(np.unique(codes)) - 1)
 
 
 def _are_even(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:

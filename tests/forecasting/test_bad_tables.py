@@ -423,6 +423,15 @@ def test_a_word_beside_rows_that_repeat_names_no_series(tmp_path):
     assert said(result, "10 rows repeat a time; they were averaged")
 
 
+def test_what_is_on_and_off_is_no_two_series(tmp_path):
+    days = pd.date_range("2023-01-01", periods=200, freq="D")
+    rows = [
+        f"{t:%Y-%m-%d},{'on' if i % 50 < 30 else 'off'},{v}"
+        for i, (t, v) in enumerate(zip(days, wave(200), strict=True))
+    ]
+    assert forecast(tmp_path, "date,device,y\n" + "\n".join(rows) + "\n", horizon=7).variables == ("y",)
+
+
 def test_two_columns_together_name_a_series(tmp_path):
     weeks = pd.date_range("2020-02-07", periods=60, freq="W-FRI")
     rows = [
