@@ -115,6 +115,7 @@ def _rewritten(text: pandas.Series[Any], beside: bool = False) -> pandas.Series[
     import pandas as pd
 
     bare = text.str.replace(r"[\s\u00a0\u202f'’]", "", regex=True)
+    bare = bare.str.replace(r"^([$€£¥₹]?)[\u2212\u2013\ufe63\uff0d]", r"-\1", regex=True)  # minus signs of typesetters
     # Negative numbers as accountants, (5), and SAP, 5-, write them.
     bare = bare.str.replace(r"^\((.*)\)$|^(\d.*)-$", r"-\1\2", regex=True)
     bare = bare.str.replace(r"^([-+]?)(?:[$€£¥₹]|[A-Z]{3}(?=[-+\d]))", r"\1", regex=True)

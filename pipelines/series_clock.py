@@ -34,10 +34,12 @@ _MONTHS = (
 )  # fmt: skip
 _MONTH_WORD = r"(?:" + "|".join(stems for _, stems in _MONTHS) + r")[^\W\d_]*\.?"
 _MONTH_AND_YEAR = rf"(?i:({_MONTH_WORD})[-/ ']{{1,2}}(\d{{2}}|\d{{4}}))"  # Jan-13, janv. 2013
+_YEAR_AND_WEEK = r"(\d{4})[-_/ ]?(?:[Ww]|KW|kw|[Ww]eek)?[-_ ]?(\d{1,2})"
 MIN_READ = 0.9  # share of cells that must read as times
 MIN_COUNTED = 12  # dates as digits in a column whose name does not say so
 SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
 EXCEL_1970, EXCEL_2100 = 25_569, 73_051  # days since 1899-12-30, which is what Excel and its kin count
+MOVED_DAYS = 5  # that a weekend with holidays moves a day of the month by
 SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
 
 
@@ -105,7 +107,7 @@ class TimeReading:
             month = (quarter.astype("Int64") * 3 - 2).astype("string")
             return pd.Series(pd.to_datetime(year + "-" + month + "-01", errors="coerce"))
         if self.kind == "week":
-            parts = text.str.extract(r"^(\d{4})[-_ ]?[Ww](\d{1,2})$")
+            parts = text.str.replace(r"\.0$", "", regex=True).str.extract(rf"^{_YEAR_AND_WEEK}$")
             return pd.Series(pd.to_datetime(parts[0] + "-" + parts[1] + "-1", format="%G-%V-%u", errors="coerce"))
         if self.kind == "month":
             parts = text.str.extract(rf"^{_MONTH_AND_YEAR}$")
@@ -138,7 +140,9 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
         return None
     if sample.str.fullmatch(r"\d{4}[-_ ]?[Qq][1-4]|[Qq][1-4][-_/ ]?\d{4}").mean() > MIN_READ:
         return TimeReading("quarter")
-    if sample.str.fullmatch(r"\d{4}[-_ ]?[Ww]\d{1,2}").mean() > MIN_READ:
+    if sample.str.fullmatch(r"\d{4}[-_/ ]?(?:[Ww]|KW|kw|[Ww]eek)[-_ ]?\d{1,2}").mean() > MIN_READ:
+        return TimeReading("week")
+    if known.str.fullmatch(r"\d{4}[-_/ ]\d{1,2}").mean() > MIN_READ and _are_weeks(known.str[5:]):
         return TimeReading("week")
     if sample.str.fullmatch(_MONTH_AND_YEAR).mean() > MIN_READ:
         found = TimeReading("month")  # which pandas would read as days of this year, where the year has two digits
@@ -174,6 +178,12 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
 
 def _with_zone(sample: pandas.Series[Any]) -> bool:
     return bool(sample.str.contains(r"(?:[ T]\d{2}:?\d{2}.*(?:[+-]\d{2}:?\d{2}|Z|UTC|GMT))$").mean() > 0.5)
+
+
+def month_numbers(text: pandas.Series[Any]) -> pandas.Series[Any]:
+    """1 to 12 for names of months in the languages known; missing for anything else."""
+    order = {name.lower(): number for number, (name, _) in enumerate(_MONTHS, 1)}
+    return _english(text.astype("string").str.strip()).str.lower().map(order).astype("Float64")
 
 
 def _english(text: pandas.Series[Any]) -> pandas.Series[Any]:
@@ -223,6 +233,8 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
             return TimeReading("compact", "%Y%m%d")
         if low >= 190001 and high <= 210012 and _reads(numbers, "%Y%m"):
             return TimeReading("compact", "%Y%m")
+        if low >= 190001 and high <= 210053 and rising and _are_weeks(numbers % 100):
+            return TimeReading("week")
         if low >= 1900010100 and high <= 2100123123 and rising and _reads(numbers, "%Y%m%d%H") and high % 100 < 24:
             return TimeReading("compact", "%Y%m%d%H")
         if low >= 1500 and high <= 2200 and rising and high > low:
@@ -237,6 +249,14 @@ def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeRead
     if is_named and low >= EXCEL_1970 and high <= EXCEL_2100:
         return TimeReading("excel")
     return None
+
+
+def _are_weeks(numbers: pandas.Series[Any]) -> bool:
+    """Whether numbers after a year count its weeks: beyond twelve, and none above 53."""
+    import pandas as pd
+
+    counted = pd.to_numeric(numbers, errors="coerce")
+    return bool(counted.max() > 12 and counted.between(1, 53).mean() >= MIN_READ)
 
 
 def _counts(numbers: pandas.Series[Any], form: str) -> bool:
@@ -371,7 +391,25 @@ def _months(times: NDArray[Any], months: int) -> Step | None:
     if (~is_end).sum() <= strays:
         return Step("month-end", months)
     usual = int(day.max()) if not strays else int(np.bincount(day).argmax())
-    return Step("month", months, usual) if (~((day == usual) | is_end)).sum() <= strays else None
+    if (~((day == usual) | is_end)).sum() <= strays:
+        return Step("month", months, usual)
+    return _moved_months(times, day, months)
+
+
+def _moved_months(times: NDArray[Any], day: NDArray[np.int64], months: int) -> Step | None:
+    """The same where each month has one row that weekends or a calendar of weeks move: the last working day, the 15th
+    or the next working day, periods of 4, 4 and 5 weeks.
+    """
+    gaps = np.diff(times).astype(np.int64) // DAY
+    number = times.astype("datetime64[M]").astype(np.int64)
+    if len(times) < MIN_COUNTED or len(np.unique(gaps)) == 1 or len(np.unique(number)) < len(number):
+        return None
+    ends = (times.astype("datetime64[M]") + 1).astype("datetime64[D]").astype(np.int64)
+    if (ends - times.astype("datetime64[D]").astype(np.int64) <= MOVED_DAYS).all():
+        return Step("month-end", months)
+    if np.ptp(day) < MOVED_DAYS or (gaps % 7 == 0).all():
+        return Step("month", months, int(day.min() if np.ptp(day) < MOVED_DAYS else np.median(day)))
+    return None
 
 
 def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:

@@ -7,6 +7,8 @@ Shapes: L rows, V variables.
 
 from __future__ import annotations
 
+import re
+from itertools import combinations, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from unipercept.errors import InputError, one_line
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.series_clock import (
     TimeReading,
+    month_numbers,
     recognise_numbers,
     recognise_times,
     says_time,
@@ -28,8 +31,25 @@ if TYPE_CHECKING:
 
 SERIES_WORDS = (
     "id", "unique_id", "item", "item_id", "series", "series_id", "store", "sku", "station", "sensor", "meter",
-    "group", "key",
+    "group", "key", "shop", "branch", "dept", "department", "product", "category", "region", "country", "city",
+    "location", "site", "plant", "machine", "device", "asset", "customer", "warehouse", "turbine",
 )  # fmt: skip
+# Columns that together say when a row was measured, by the names they go by.
+PART_WORDS = {
+    "year": ("year", "yr", "yyyy", "jahr", "annee", "année", "anno", "año", "iso_year", "isoyear"),
+    "quarter": ("quarter", "qtr", "quartal", "trimestre"),
+    "month": ("month", "mon", "month_name", "monat", "mois", "mes", "mese"),
+    "week": ("week", "wk", "week_number", "weeknumber", "week_no", "weeknum", "week_of_year", "weekofyear", "iso_week",
+             "isoweek", "calendar_week", "kw", "woche", "semaine"),
+    "day": ("day", "day_of_month", "dom", "tag", "jour"),
+    "hour": ("hour", "hr", "stunde"),
+    "minute": ("minute",),
+    "second": ("second",),
+}  # fmt: skip
+ROW_NUMBER_WORDS = ("", "index", "id", "row", "rownames", "row_number", "row_id", "no", "no.", "nr", "#")
+MIN_REPEATED = 0.02  # of the rows: with fewer a time that is there twice is no sign of several series
+MIN_EVEN = 0.7  # of a series' gaps are alike
+MAX_KEYS = 6  # columns that are tried in pairs and threes as the name of a series
 MAX_COLUMNS = 10_000
 MAX_CELLS = 400_000_000  # 3.2 GB of float64
 SENTINELS = (
@@ -120,19 +140,45 @@ def _text_reading(column: pandas.Series[Any], source: str) -> TimeReading | None
 
 
 def _from_parts(table: pandas.DataFrame, notes: list[str]) -> tuple[NDArray[Any], pandas.DataFrame] | None:
-    """Times out of columns year, month, day, hour, minute."""
+    """Times out of columns: a year with a month (a number or a name), a week or a quarter, and finer parts."""
     import pandas as pd
 
-    names = {str(name).strip().lower(): name for name in table.columns}
-    if not {"year", "month"} <= names.keys():
+    names = {str(name).strip().lower().replace(" ", "_"): name for name in table.columns}
+    found = {part: next((names[word] for word in words if word in names), None) for part, words in PART_WORDS.items()}
+    has = {part for part, name in found.items() if name is not None}
+    if "year" not in has or not has & {"month", "week", "quarter"}:
         return None
-    used = [part for part in ("year", "month", "day", "hour", "minute", "second") if part in names]
-    parts = {part: pd.to_numeric(table[names[part]], errors="coerce") for part in used}
-    stamps = pd.to_datetime({"day": 1, **parts}, errors="coerce")
+    is_weekly = "week" in has and not {"month", "day"} <= has
+    used = ["year", "week"] if is_weekly else ["year", "month"] if "month" in has else ["year", "quarter"]
+    used += [part for part in ("day", "hour", "minute", "second") if part in has and used[1] == "month"]
+    cells = {part: pd.to_numeric(table[found[part]], errors="coerce") for part in used}
+    for part, letters in (("quarter", "Qq"), ("week", "Ww")):
+        if part in used and cells[part].isna().all():
+            digits = table[found[part]].astype("string").str.extract(rf"^\s*[{letters}]?\D*(\d{{1,2}})\s*$")[0]
+            cells[part] = pd.to_numeric(digits, errors="coerce")
+    if "month" in used and cells["month"].isna().all():
+        cells["month"] = month_numbers(table[found["month"]])
+    if is_weekly:
+        stamps = _iso_weeks(cells["year"], cells["week"])
+    else:
+        if used[1] == "quarter":
+            cells["month"] = cells.pop("quarter") * 3 - 2
+        stamps = pd.to_datetime({"day": 1, **cells}, errors="coerce")
     if stamps.notna().mean() < 0.9:
         return None
-    notes.append(f"time from columns {', '.join(used)}")
-    return stamps.to_numpy("datetime64[ns]"), table.drop(columns=[names[part] for part in used]).reset_index(drop=True)
+    notes.append(f"time from columns {', '.join(str(found[part]) for part in used)}" + ", as ISO weeks" * is_weekly)
+    rest = table.drop(columns=[found[part] for part in used])
+    return stamps.to_numpy("datetime64[ns]"), rest.reset_index(drop=True)
+
+
+def _iso_weeks(year: pandas.Series[Any], week: pandas.Series[Any]) -> pandas.Series[Any]:
+    """The Monday of each week; the first of a year is the one that holds January 4."""
+    import pandas as pd
+
+    valid = year.between(1900, 2100) & week.between(1, 53)
+    fourth = pd.to_datetime(year.where(valid).astype("Int64").astype("string") + "-01-04", errors="coerce")
+    monday = fourth - pd.to_timedelta(fourth.dt.day_of_week, unit="D")
+    return monday + pd.to_timedelta((week.where(valid) - 1) * 7, unit="D")
 
 
 def _with_clock_column(
@@ -186,33 +232,133 @@ def find_series(
         return None, table
     by_name = {str(name): name for name in table.columns}
     if wanted is not None:
-        return _taken(table, by_name[wanted], notes)
+        return _taken(table, [by_name[wanted]], notes)
     known = ~np.isnat(stamps)
-    distinct = len(np.unique(stamps[known]))
-    if distinct > 0.67 * known.sum():
+    times = stamps[known]
+    repeated = len(times) - len(np.unique(times))
+    codes = {name: pd.factorize(table[name])[0][known] for name in table.columns if _may_name_series(table[name], name)}
+    if repeated >= 0.33 * len(times):
+        tried = [*combinations(codes, 1), *combinations([*codes][:MAX_KEYS], 2), *combinations([*codes][:MAX_KEYS], 3)]
+        for names in tried:
+            pairs = pd.DataFrame({"t": times, **{f"s{i}": codes[name] for i, name in enumerate(names)}})
+            if pairs.duplicated().mean() < 0.05:
+                return _taken(table, list(names), notes)
         return None, table
-    for name in table.columns:
-        column = table[name]
-        is_text = not pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_datetime64_any_dtype(column)
-        is_code = pd.api.types.is_integer_dtype(column) and _says_series(name)
-        if not (is_text or is_code) or not 2 <= column.nunique() <= MAX_COLUMNS:
-            continue
-        codes = pd.factorize(column)[0]
-        pairs = pd.DataFrame({"t": stamps[known], "s": codes[known]})
-        if pairs.duplicated().mean() < 0.05:
-            return _taken(table, name, notes)
+    # Series of very unequal length, or one after the other, hardly share times: each must be even by itself.
+    for name, code in codes.items():
+        left = int(pd.DataFrame({"t": times, "s": code}).duplicated().sum())
+        is_told = repeated >= MIN_REPEATED * len(times) and left <= 0.1 * repeated
+        if (is_told or (_says_series(name) and _follow_each_other(times, code))) and _are_even(times, code):
+            return _taken(table, [name], notes)
     return None, table
 
 
+def _may_name_series(column: pandas.Series[Any], name: object) -> bool:
+    import pandas as pd
+
+    is_text = not pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_datetime64_any_dtype(column)
+    is_code = pd.api.types.is_integer_dtype(column) and _says_series(name)
+    return (is_text or is_code) and 2 <= column.nunique() <= MAX_COLUMNS
+
+
 def _says_series(name: object) -> bool:
-    word = str(name).strip().lower()
-    return word in SERIES_WORDS or word.endswith("_id")
+    word = str(name).strip()
+    return word.lower() in SERIES_WORDS or re.search(r"(?i)_id$|(?<=[a-z])(?-i:I[dD])$", word) is not None
 
 
-def _taken(table: pandas.DataFrame, name: Any, notes: list[str]) -> tuple[Any, pandas.DataFrame]:
-    column = table[name]
-    notes.append(f"long format: column {str(name)!r} names {column.nunique()} series")
-    return column, table.drop(columns=[name])
+def _follow_each_other(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:
+    """Whether in order of time each name has its rows in one stretch: what is on and off comes again."""
+    changes = np.count_nonzero(np.diff(codes[np.argsort(times, kind="stable")]))
+    return bool(changes == len(np.unique(codes)) - 1)
+
+
+def _are_even(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:
+    """Whether nearly all rows belong to series that go on in steps alike: shops do, kinds of weather do not."""
+    order = np.lexsort((times, codes))
+    gaps, same = np.diff(times[order]).astype(np.int64), np.diff(codes[order]) == 0
+    even = 0
+    starts = np.flatnonzero(np.concatenate([[True], ~same, [True]]))
+    for first, last in pairwise(starts):
+        own = gaps[first : last - 1]
+        if len(own) >= 3 and (np.abs(own - np.median(own)) <= 0.12 * np.median(own)).mean() >= MIN_EVEN:
+            even += int(last - first)
+    return even >= 0.9 * len(times)
+
+
+def _taken(table: pandas.DataFrame, names: list[Any], notes: list[str]) -> tuple[Any, pandas.DataFrame]:
+    column = table[names[0]]
+    if len(names) > 1:
+        parts = [table[name].astype("string").str.strip() for name in names]
+        column = parts[0].str.cat(parts[1:], sep="/")
+    who = " and ".join(repr(str(name)) for name in names)
+    notes.append(
+        f"long format: column{'s' * (len(names) > 1)} {who} name{'s' * (len(names) == 1)} {column.nunique()} series"
+    )
+    return column, table.drop(columns=names)
+
+
+def without_row_numbers(
+    stamps: NDArray[Any] | None, table: pandas.DataFrame, wanted: tuple[str, ...], notes: list[str]
+) -> pandas.DataFrame:
+    """The table without columns that only count its rows or repeat the calendar of its times, if others hold numbers.
+
+    Args:
+        wanted: columns that stay, since they were asked for.
+    """
+    import pandas as pd
+
+    numbers = [name for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
+    told = [name for name in numbers if str(name) not in wanted]
+    counts = [name for name in told if _counts_rows(table[name], name)]
+    calendar = [] if stamps is None else [n for n in told if n not in counts and _repeats_calendar(table[n], n, stamps)]
+    if not (counts or calendar):
+        return table
+    if len(counts) + len(calendar) == len(numbers) and not _holds_numbers_as_text(table):
+        return table
+    if counts:
+        notes.append(
+            f"left out, since it numbers the rows: {shortened([str(name) or 'the first column' for name in counts])}"
+        )
+    if calendar:
+        notes.append(f"left out, since they repeat the calendar: {shortened([str(name) for name in calendar])}")
+    return table.drop(columns=[*counts, *calendar])
+
+
+def _holds_numbers_as_text(table: pandas.DataFrame) -> bool:
+    import pandas as pd
+
+    texts = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+    return any(pd.api.types.is_numeric_dtype(read_text_column(table[n], TextColumn(str(n)))) for n in texts)
+
+
+def _counts_rows(column: pandas.Series[Any], name: object) -> bool:
+    word = re.sub(r"^unnamed: ?\d+$", "", str(name).strip().lower())
+    if word not in ROW_NUMBER_WORDS or len(column) < 3:
+        return False
+    steps = np.diff(column.to_numpy(np.float64, na_value=np.nan))
+    return bool((steps == steps[0]).all()) and abs(steps[0]) == 1
+
+
+def _repeats_calendar(column: pandas.Series[Any], name: object, stamps: NDArray[Any]) -> bool:
+    """Whether a column called by a part of the calendar holds that part of the row's time (of days of the week in any
+    count).
+    """
+    import pandas as pd
+
+    word = str(name).strip().lower().replace(" ", "_").replace("-", "_")
+    days = ("weekday", "dayofweek", "day_of_week", "dow", "week_day")
+    parts: dict[str, Any] = {part: words for part, words in PART_WORDS.items() if part not in ("minute", "second")}
+    parts |= {"day_of_year": ("dayofyear", "day_of_year", "doy", "yday"), "day_of_week": days}
+    part = next((part for part, words in parts.items() if word in words), None)
+    if part is None:
+        return False
+    times = pd.DatetimeIndex(stamps)
+    own = times.isocalendar().week if part == "week" else getattr(times, part)
+    values, own = column.to_numpy(np.float64, na_value=np.nan), np.asarray(own, np.float64)
+    shift = (values - own)[np.isfinite(values) & np.isfinite(own)]
+    if part == "day_of_week":
+        shift = (shift - shift[:1]) % 7
+    return len(shift) >= 3 and bool((shift == 0).mean() >= 0.99)
 
 
 def numeric(

@@ -11,12 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, counted
-from unipercept.pipelines.series_clock import DAY, Step, clock_changes, find_step
+from unipercept.pipelines.series_clock import DAY, SECOND, Step, clock_changes, find_step
+
+ROUND_STEPS = tuple(
+    unit * count
+    for unit, counts in (
+        (SECOND // 1000, (1, 2, 5, 10, 20, 25, 40, 50, 100, 200, 250, 500)),
+        (SECOND, (1, 2, 5, 10, 15, 20, 30)),
+        (60 * SECOND, (1, 2, 5, 10, 15, 20, 30)),
+        (3600 * SECOND, (1, 2, 3, 4, 6, 8, 12)),
+        (DAY, (1, 7)),
+    )
+    for count in counts
+)
 
 MAX_MISSING_SHARE = 0.5  # more missing steps than this: the table is no series at the step that was found
 MAX_COLLISIONS = 0.05  # of the rows may share a step with another
+MANY_REPEATED = 0.2  # of the rows: hardly slips
 MIN_TELLING = 10  # rows with a value, to tell the step without the empty ones
 MAX_OFF = 0.1  # of the rows off the grid may stay so when the empty ones have gone
+EVEN_SHARE = 0.5  # of the gaps are exactly the step of a table whose times need no mending
+NEAR = 0.03  # of a round step, within which it is what the clock was set to
+MOST_GAPS, GAPS_SHARE = (
+    5,
+    0.5,
+)  # a clock that misses steps has few kinds of gaps; so many that hold less of them are none
+FILLED = 0.85  # of the steps that irregular rows are averaged over hold one
 MIN_TAIL = 50  # rows at a step of their own at the end of a table of mixed steps, which are worth more than a refusal
 
 
@@ -37,6 +57,7 @@ def on_even_grid(
     if len(stamps) < 2:
         raise InputError(f"{source} has {len(stamps)} distinct time; a series needs at least 2")
     stamps = _local_days(stamps, notes)
+    stamps, values = _on_round_steps(stamps, values, notes)
     stamps, values, step = _without_empty_rows(stamps, values, notes)
     slots = step.slots(stamps)
     filled = len(np.unique(slots))
@@ -44,6 +65,68 @@ def on_even_grid(
         stamps, values, step = _regular_tail(stamps, values, step, source, notes)
         slots = step.slots(stamps)
     return _regrid(stamps, values, step, slots, repeated, notes)
+
+
+def _on_round_steps(
+    stamps: NDArray[Any], values: NDArray[np.float64], notes: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Rows whose times waver about a round step (a logger's every five minutes, give or take some seconds) moved onto
+    it, and rows at irregular times averaged over the least round step that most of them fill.
+    """
+    gaps = np.diff(stamps).astype(np.int64)
+    usual = int(np.median(gaps))
+    if len(gaps) < MIN_TELLING or usual >= 7 * DAY:
+        return stamps, values
+    span = int((stamps[-1] - stamps[0]).astype(np.int64))
+    if (np.abs(gaps - usual) <= NEAR * usual).all() and abs(span - usual * len(gaps)) > usual / 2:
+        return _rounded(stamps, span / len(gaps), notes), values
+    if (gaps == usual).mean() >= EVEN_SHARE:
+        return stamps, values
+    if find_step(stamps).kind != "even":
+        return stamps, values
+    near = min(ROUND_STEPS, key=lambda step: abs(step - usual))
+    if abs(near - usual) <= NEAR * near:
+        return _wavering(stamps, values, near, notes)
+    kinds = np.unique(np.rint(gaps / (0.02 * usual)), return_counts=True)[1]
+    if np.sort(kinds)[-MOST_GAPS:].sum() >= GAPS_SHARE * len(gaps):
+        return stamps, values
+    for step in (step for step in ROUND_STEPS if step > usual):
+        slots = stamps.astype(np.int64) // step
+        if len(np.unique(slots)) >= FILLED * (int(slots[-1] - slots[0]) + 1):
+            notes.append(f"rows are at irregular times; they are averaged over steps of {Step('even', step)}")
+            return _averaged((slots * step).astype("datetime64[ns]"), values)
+    return stamps, values
+
+
+def _rounded(stamps: NDArray[Any], step: float, notes: list[str]) -> NDArray[Any]:
+    """Times of a step that the clock writes in too few digits (three a second in milliseconds), as even ones."""
+    size = round(step)
+    notes.append(f"times are written in steps of {size / SECOND:g} seconds on average; they are taken as even")
+    return np.asarray(stamps[0] + np.arange(len(stamps)) * np.timedelta64(size, "ns"))
+
+
+def _wavering(
+    stamps: NDArray[Any], values: NDArray[np.float64], step: int, notes: list[str]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Rows on the nearest multiple of a step, or on those a fixed time after them."""
+    count = stamps.astype(np.int64)
+    angles = 2 * np.pi * (count % step) / step
+    phase = float(np.arctan2(np.sin(angles).mean(), np.cos(angles).mean())) / (2 * np.pi) * step
+    offset = round(phase / (step / 60)) * (step // 60) if abs(phase) > 0.1 * step else 0
+    even = (np.rint((count - offset) / step).astype(np.int64) * step + offset).astype("datetime64[ns]")
+    off = float(np.quantile(np.abs((stamps - even).astype(np.int64)), 0.95)) / SECOND
+    notes.append(f"times waver by some {off:.2g} s about steps of {Step('even', step)}; they are taken as even")
+    return _averaged(even, values)
+
+
+def _averaged(stamps: NDArray[Any], values: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Sorted rows with each time once, the mean of those that share it."""
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > np.timedelta64(0)]))
+    known = np.isfinite(values)
+    total = np.add.reduceat(np.where(known, values, 0), starts, axis=0)
+    count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
+    with np.errstate(invalid="ignore"):
+        return stamps[starts], total / np.where(count, count, np.nan)
 
 
 def _without_empty_rows(
@@ -77,14 +160,14 @@ def _average_repeated(
     repeated = np.unique(stamps[~first])
     if first.all():
         return stamps, values, repeated
-    starts = np.flatnonzero(first)
-    known = np.isfinite(values)
-    total = np.add.reduceat(np.where(known, values, 0), starts, axis=0)
-    count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
     rows = int((~first).sum())
-    notes.append(f"{counted(rows, 'row repeats a time; it was', 'rows repeat a time; they were')} averaged")
-    with np.errstate(invalid="ignore"):
-        return stamps[first], total / np.where(count, count, np.nan), repeated
+    hint = (
+        " (if they are of several series, --by names the column that tells them apart; what is to be added up must be added before)"
+        if rows >= MANY_REPEATED * len(stamps)
+        else ""
+    )
+    notes.append(f"{counted(rows, 'row repeats a time; it was', 'rows repeat a time; they were')} averaged{hint}")
+    return *_averaged(stamps, values), repeated
 
 
 def _local_days(stamps: NDArray[Any], notes: list[str]) -> NDArray[Any]:

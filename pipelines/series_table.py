@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, counted
 from unipercept.pipelines.series_clock import Step, recognise_numbers, says_time
-from unipercept.pipelines.series_columns import MAX_COLUMNS, drop_sentinels, find_series, find_time, numeric, pivoted
+from unipercept.pipelines.series_columns import (
+    MAX_COLUMNS,
+    drop_sentinels,
+    find_series,
+    find_time,
+    numeric,
+    pivoted,
+    without_row_numbers,
+)
 from unipercept.pipelines.series_even import on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.table_file import read_frame, shortened
@@ -293,6 +301,7 @@ def _grid(
             )
     stamps, table = find_time(table, source, notes, time)
     names, table = find_series(stamps, table, series, notes)
+    table = without_row_numbers(stamps, table, (*targets, *known, *static), notes)
     attributes, static_names, table = split_static(names, table, static, (*targets, *known), source, notes)
     numbers, values = numeric(table, source, notes, (*targets, *known) if targets else ())
     layout: Literal["wide", "long"] = "wide"

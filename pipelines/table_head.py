@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import counted
 from unipercept.pipelines.cells import MISSING_WORDS
-from unipercept.pipelines.series_clock import recognise_times
+from unipercept.pipelines.series_clock import month_numbers, recognise_times
 
 if TYPE_CHECKING:
     import pandas
@@ -21,6 +21,7 @@ MIN_TIMES = 3  # columns, and
 MIN_TIMES_SHARE = 0.5  # of all columns, whose names are times
 MIN_YEARS = 5
 YEARS = (1500, 2200)
+YEAR_WORDS = ("year", "yr", "jahr", "annee", "année", "anno", "año")
 
 
 def n_header_lines(rows: list[list[str]], is_value: NDArray[np.bool_]) -> int:
@@ -93,6 +94,8 @@ def upright(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
     """
     import pandas as pd
 
+    if (down := _months_down(table, notes)) is not None:
+        return down
     stamps = times_of(list(table.columns))
     if stamps is None or isinstance(table.index, pd.DatetimeIndex) or not len(table):
         return table
@@ -106,6 +109,41 @@ def upright(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
         f"times stand across the header: turned, {counted(len(names), 'row is a series', 'rows are a series each')}{said}"
     )
     return turned
+
+
+def _months_down(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame | None:
+    """A table with a row a year and its months or quarters across, as statistics offices write it, with a row each;
+    None for any other. Columns of sums over the year are left out.
+    """
+    import pandas as pd
+
+    names = pd.Series([str(name).strip() for name in table.columns], dtype="string")
+    months = month_numbers(names)
+    quarters = names.str.extract(r"^(?i:q|qtr\.?|quarter) ?([1-4])$|^([1-4])\.? ?(?i:q|quarter)$").bfill(axis=1)[0]
+    year = next((name for name in table.columns if str(name).strip().lower() in YEAR_WORDS), None)
+    for number, count, unit in ((months, 12, 1), (pd.to_numeric(quarters).astype("Float64"), 4, 3)):
+        if year is None or sorted(number.dropna()) != list(range(1, count + 1)):
+            continue
+        years = pd.to_numeric(table[year], errors="coerce")
+        if not years.between(*YEARS).mean() > 0.9:
+            return None
+        across = [name for name, there in zip(table.columns, number.notna(), strict=True) if there]
+        rest = [name for name in table.columns if name not in across and name != year]
+        texts = [name for name in rest if not pd.api.types.is_numeric_dtype(table[name])]
+        kept = table[years.between(*YEARS)].melt([year, *texts], across, "_part", "value")
+        place = dict(zip(across, ((number.dropna() - 1) * unit + 1).astype(int), strict=True))
+        dates = pd.to_datetime(
+            {"year": kept[year].astype(int), "month": kept["_part"].map(place).astype(int), "day": 1}
+        )
+        left = [str(name) for name in rest if name not in texts]
+        said = f"; left out: {', '.join(left)}" if left else ""
+        notes.append(f"{'months' if count == 12 else 'quarters'} stand across the header: a row each now{said}")
+        kept = kept.drop(columns=[year, "_part"])
+        kept.insert(0, "date", dates)
+        order = kept.sort_values("date", kind="stable")
+        last = order["value"].last_valid_index()  # months that are still to come
+        return order.loc[order["date"] <= order.at[last, "date"]].reset_index(drop=True) if last is not None else None
+    return None
 
 
 def _row_names(table: pandas.DataFrame) -> tuple[list[str], str]:

@@ -21,7 +21,7 @@ from unipercept.forecasting.choose import SPREAD, _weights, choose, mixed_quanti
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
-from unipercept.forecasting.intervals import Judged, widened
+from unipercept.forecasting.intervals import Judged, few_rows, widened
 from unipercept.forecasting.known import Known
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.mixture import final_mixture
@@ -381,16 +381,23 @@ def test_what_is_calibrated_on_few_alike_errors_covers_new_ones_as_promised():
     np.testing.assert_allclose(covered / len(errors), [0.8, 0.95], atol=0.006)
 
 
-def test_few_rows_widen_all_intervals():
-    """By as much as eight over the rows, squared, of what was right in the back-test; too few values
-    to judge by leave it at that.
-    """
+def test_few_rows_widen_all_intervals_the_more_the_farther_ahead():
+    """By 18 times the step over the rows squared; no step counts for more than the rows."""
     levels = np.array([NormalDist().inv_cdf(q) for q in QUANTILES])
     quantiles, truth = np.broadcast_to(levels, (2, 4, 1, len(QUANTILES))), np.zeros((2, 4, 1))
     factors = Judged.of(quantiles, truth, np.array([11, 12])).factors()
-    np.testing.assert_allclose(factors[1:5], 1.25)
-    assert factors[0] > 1.25
-    np.testing.assert_allclose(Judged.of(quantiles, truth, np.array([4011, 4012])).factors()[1:5], 1.0, rtol=1e-5)
+    np.testing.assert_allclose(factors[1:5], 1.0)  # too few values to judge by
+    assert factors[0] > 1.0
+    np.testing.assert_allclose(few_rows(16, 3), [1 + 18 / 256, 1 + 36 / 256, 1 + 54 / 256])
+    assert few_rows(4000, 100).max() < 1.001
+    assert few_rows(8, 500)[-1] == few_rows(8, 8)[-1] == 1 + 18 / 8
+    result = forecast_table(
+        pd.DataFrame({"y": np.random.default_rng(0).normal(size=14).cumsum()}), 6, methods=("naive", "drift"), seconds=3
+    )
+    width = (result.quantile(0.9) - result.quantile(0.1))[:, 0]
+    raw = result.mixture._uncalibrated(result.prepared.values, [14], 6)[0, :, 0]
+    spread = (raw[:, -2] - raw[:, 1]) * result.choice.widening[1] * result.prepared.unit[0]
+    np.testing.assert_allclose(width, spread * few_rows(14, 6), rtol=1e-6)
 
 
 def test_a_method_that_runs_away_is_not_heard():

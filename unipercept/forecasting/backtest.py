@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, UniperceptError, one_line
 from unipercept.forecasting.baselines import Method, Modelled
 from unipercept.forecasting.prepare import Prepared
+from unipercept.forecasting.repairs import MIN_KNOWN
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
 from unipercept.forecasting.scores import Score, score, seasonal_scale
 from unipercept.forecasting.settings import QUANTILES
@@ -78,7 +79,7 @@ class Backtest:
 
     plan: Plan
     tested: tuple[Tested, ...]
-    truth: Array  # OxHxV
+    truth: Array  # OxHxV, NaN for series that had not begun
     seen: Array  # OxHxV, the truth with its spikes limited, by which methods are weighed and intervals calibrated
     columns: NDArray[np.int64]  # the series tested: all, or a sample of a very wide table
     scale: Array  # of the tested series: the unit of MASE
@@ -162,7 +163,8 @@ def backtest(
         return None
     values, truth_rows = values[:, columns], truth_rows[:, columns]
     ends = np.asarray(plan.scored)[:, None] + np.arange(plan.horizon)
-    truth, seen = truth_rows[ends], values[ends]
+    begun = have_begun(values, plan.scored)
+    truth, seen = (np.where(begun, rows[ends], np.nan) for rows in (truth_rows, values))
     scale = seasonal_scale(truth_rows[: plan.fit_end], prepared.period)
     measured_rows = prepared.restored(truth_rows[: plan.fit_end], columns)
     window = recent_window(prepared.period, plan.horizon)
@@ -197,14 +199,22 @@ def _test(
     learned = plan.learn_end if method.fits_closely and not method.gives_quantiles else plan.fit_end
     method.fit(values[:learned], plan.horizon, seconds)
     if method.gives_quantiles:
-        return check(method.predict(values, plan.scored, plan.horizon), method), None
+        found = method.predict(values, plan.scored, plan.horizon)
+        return check(np.where(have_begun(values, plan.scored)[..., None], found, 0.0), method), None
     origins = (*plan.earlier, *plan.scored)
-    points = method.predict(values, origins, plan.horizon)
+    begun = have_begun(values, origins)
+    points = np.where(begun, method.predict(values, origins, plan.horizon), 0.0)
     rows = np.asarray(origins)[:, None] + np.arange(plan.horizon)
-    errors = values[rows] - points
+    errors = np.where(begun, values[rows] - points, np.nan)
     n = len(plan.earlier)
     spread = ErrorQuantiles(errors[:n], early, spanned_windows(plan.earlier, plan.horizon))
     return check(spread.around(points[n:], late, model_deviation(method, plan.horizon)), method), errors
+
+
+def have_begun(values: Array, origins: Sequence[int]) -> NDArray[np.bool_]:
+    """O x 1 x V: series of which enough is known before an origin to forecast them; the others are not judged there."""
+    known = np.isfinite(values).cumsum(axis=0)
+    return np.asarray(known[np.asarray(origins) - 1] >= MIN_KNOWN)[:, None]
 
 
 def spanned_windows(origins: Sequence[int], horizon: int) -> float:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.forecasting.backtest import Backtest
-from unipercept.forecasting.intervals import Judged, widened
-from unipercept.forecasting.scores import MEDIAN, Score, mean_pinball
+from unipercept.forecasting.intervals import Judged, few_rows, widened
+from unipercept.forecasting.scores import MEDIAN, Score, mean_of_known, mean_pinball
 
 Array = NDArray[np.floating[Any]]
 
@@ -32,6 +32,7 @@ LEADING = ("ETS", "CES", "theta", "ARIMA", "week")
 LEADING_ON_FEW_ROWS = "pretrained"  # of history, by more: alone it comes within a percent of the mixture
 FEW_ROWS = 200
 FEW_ROWS_LEAD = 0.65
+UNSEEN_CYCLE_LEAD = 1.0  # where it alone is told of the calendar's cycle
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
 MANY_ROWS = 100
 LEADING_ON_COUNTS = "usual values"  # its quantiles are values that occur, the others' lie between them
@@ -48,7 +49,7 @@ class Choice:
     Args:
         names: M methods.
         weights: MxV, of each tested series, summing to 1.
-        widening: Q factors on the distance of each level from the median (1 at the median).
+        widening: Q factors on the distance of each level from the median (1 at the median), besides `few_rows`.
         record: what came true at the scored origins, by which later rows judge on.
         score: at the scored origins, each half judged by what the other half chose and calibrated:
             not flattered by the choice.
@@ -103,6 +104,7 @@ def choose(found: Backtest) -> Choice:
     share = SPREAD_WINDOWS / (SPREAD_WINDOWS + count_windows(found, everything)) if SPREAD in names else 0.0
     mixed = mixed_quantiles(names, quantiles, weights, share)
     record = _judged(mixed, found, everything)
+    growth = few_rows(found.plan.scored[-1] + found.plan.horizon, found.plan.horizon)[:, None, None]
     crossed, raw = np.empty_like(mixed), np.empty_like(mixed)
     for chosen_on, judged in ((halves[0], halves[1]), (halves[1], halves[0])):
         half_weights = _weights(losses, found, names, quantiles, chosen_on)
@@ -110,7 +112,7 @@ def choose(found: Backtest) -> Choice:
             mixed_quantiles(names, [q[part] for q in quantiles], half_weights, share) for part in (judged, chosen_on)
         )
         raw[judged] = part
-        crossed[judged] = widened(part, _judged(seen, found, chosen_on).factors())
+        crossed[judged] = widened(part, _judged(seen, found, chosen_on).factors() * growth)
     return Choice(
         names,
         weights,
@@ -118,7 +120,7 @@ def choose(found: Backtest) -> Choice:
         record,
         found.score(crossed),
         found.score(raw),
-        {name: float(np.nanmean(losses[m])) for m, name in enumerate(names)},
+        {name: float(mean_of_known(losses[m], (0, 1))) for m, name in enumerate(names)},
         crossed,
         share,
     )
@@ -161,10 +163,10 @@ def _weights(
     which method won is mostly chance.
     """
     with np.errstate(all="ignore"):
-        own = np.log(np.nanmean(losses[:, origins], axis=1) + TINY)
-        own = np.where(np.isfinite(own), own, np.nan)
-        relative = own - np.nanmin(own, axis=0)
-        table = np.nanmean(np.minimum(relative, FAR), axis=1, keepdims=True)
+        own = np.log(mean_of_known(losses[:, origins], 1) + TINY)
+        own = np.where(np.isfinite(own), own, np.inf)  # of a series that was not judged
+        relative = own - own.min(axis=0)
+        table = mean_of_known(np.minimum(relative, FAR), 1, keepdims=True)
     windows = count_windows(found, origins)
     share = 1 / (1 + (FEW_WINDOWS / windows) ** 2)
     relative = np.where(np.isfinite(relative), np.minimum(relative, FAR), table)
@@ -174,7 +176,8 @@ def _weights(
     leading = LEADING + LEADING_ON_MANY_ROWS * (found.plan.fit_end >= MANY_ROWS)
     usual = np.array([[USUAL_GAP * name.startswith(PLAIN) - USUAL_LEAD * name.startswith(leading)] for name in names])
     if LEADING_ON_FEW_ROWS in names and rows <= FEW_ROWS:
-        usual[names.index(LEADING_ON_FEW_ROWS)] = -FEW_ROWS_LEAD
+        lead = FEW_ROWS_LEAD if found.prepared.unseen_cycle is None else UNSEEN_CYCLE_LEAD
+        usual[names.index(LEADING_ON_FEW_ROWS)] = -lead
     if LEADING_ON_COUNTS in names:
         counts = found.prepared.counts[found.columns]
         usual = np.repeat(usual, len(counts), axis=1)
@@ -195,7 +198,7 @@ def _weights(
         mixture = _losses([mixed_quantiles(names, quantiles, weights)], found)[0]
         with np.errstate(all="ignore"):
             allowed = np.exp(USUAL_GAP * FEW_WINDOWS / windows)  # few windows may say so by chance
-            worse = np.nanmean(mixture[origins], axis=0) > allowed * np.nanmean(losses[plain][origins], axis=0)
+            worse = mean_of_known(mixture[origins], 0) > allowed * mean_of_known(losses[plain][origins], 0)
         weights[:, worse] = 0
         weights[plain, worse] = 1
     return np.asarray(weights)

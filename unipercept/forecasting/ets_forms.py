@@ -323,7 +323,8 @@ class EtsForms:
         """Rates and states of all forms, from the latest rows."""
         deadline = time.monotonic() + seconds
         whole = self._scaling.measured(values)
-        self._typical = np.maximum(_mean(np.abs(whole)), np.finfo(float).tiny)
+        typical = _mean(np.abs(whole))
+        self._typical = np.where(typical > 0, typical, 1.0)  # a series that is yet to begin has none
         self._least = self._scaling.least(whole) / self._typical
         z = whole / self._typical
         first = max(0, len(z) - self._rows())

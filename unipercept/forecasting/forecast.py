@@ -18,7 +18,7 @@ from unipercept.devices import on_cpu
 from unipercept.errors import InputError
 from unipercept.forecasting.backtest import Backtest, backtest
 from unipercept.forecasting.choose import Choice, choose
-from unipercept.forecasting.intervals import widened
+from unipercept.forecasting.intervals import few_rows, widened
 from unipercept.forecasting.methods import Network, make_methods
 from unipercept.forecasting.mixture import Mixture, final_mixture, untested
 from unipercept.forecasting.prepare import Prepared, prepare, whole_steps
@@ -263,7 +263,8 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
     for i in reversed(picked):
         mixed = choice.mixed([one.quantiles[i][None] for one in found.tested])[0]
         whole = np.full((found.plan.horizon, len(prepared.variables), len(QUANTILES)), np.nan)
-        whole[:, found.columns] = widened(np.asarray(mixed, np.float64), choice.widening)
+        growth = few_rows(len(prepared), found.plan.horizon)[:, None, None]
+        whole[:, found.columns] = widened(np.asarray(mixed, np.float64), choice.widening * growth)
         whole = prepared.restored(whole)
         origin = found.plan.scored[i]
         tests.append(

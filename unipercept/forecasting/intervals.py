@@ -34,7 +34,8 @@ ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
 # Of the widest pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
 UNSEEN = 0.3
-SHORT_ROWS = 8.0  # of history, at which all widths are doubled for what so few rows do not tell of level and trend; by a quarter with twice as many
+# What few rows do not tell of level and trend grows with every step: 16 rows widen the sixth's interval by two fifths.
+TREND_DOUBT = 18.0  # times the step over the square of the rows
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by
 MOST_CELLS = 40_000  # kept of a test: a random share where there are more
@@ -93,7 +94,7 @@ class Judged:
         None for all that is judged.
 
         With few windows factors stay near 1, and the 95 % interval reaches for what has not been
-        seen yet; with few rows all do.
+        seen yet.
         """
         found = np.ones(len(QUANTILES))
         seen = np.ones(len(self.known), bool) if now is None else self.known <= now
@@ -106,13 +107,19 @@ class Judged:
         fresh = min(windows, HALF_LIFE / np.log(2) * (1 - 0.5 ** (windows / HALF_LIFE)))  # windows that still count
         independent = ERRORS_A_WINDOW * max(1.0, fresh) * max(1.0, fresh / WINDOWS_ALIKE)
         share = 1 / (1 + (DOUBT / windows) ** 2) if seen.sum() >= FEWEST else 0.0
-        rows = int(origin.max()) + self.horizon if now is None else now
-        short = 1 + (SHORT_ROWS / rows) ** 2
         for number, (low, high) in enumerate(PAIRS):
             level = min(1.0, (QUANTILES[high] - QUANTILES[low]) * (1 + share / independent))
             needed = np.clip(weighted_quantile(reach[:, number], weight, level), LEAST, MOST)
-            found[[low, high]] = needed**share * short * (1 + UNSEEN / windows * (number == 0))
+            found[[low, high]] = needed**share * (1 + UNSEEN / windows * (number == 0))
         return found
+
+
+def few_rows(rows: int | NDArray[np.int64], horizon: int) -> NDArray[np.float64]:
+    """... x H factors on all distances from the median, for what so many rows of history do not tell; no step is
+    doubted more than the one as far ahead as the history is long.
+    """
+    known = np.asarray(rows, np.float64)[..., None]
+    return np.asarray(1 + TREND_DOUBT * np.minimum(np.arange(1, horizon + 1), known) / known**2)
 
 
 def weighted_quantile(values: Array, weights: Array, level: float) -> float:
@@ -123,6 +130,6 @@ def weighted_quantile(values: Array, weights: Array, level: float) -> float:
 
 
 def widened(quantiles: Array, factors: Array) -> Array:
-    """Levels moved away from the median by their factors; ascending."""
+    """... x Q levels moved away from the median by their factors; ascending."""
     middle = quantiles[..., MEDIAN : MEDIAN + 1]
     return np.sort(middle + (quantiles - middle) * factors, axis=-1).astype(quantiles.dtype)

@@ -29,7 +29,7 @@ from unipercept.forecasting.backtest import (
 )
 from unipercept.forecasting.baselines import Method, Naive
 from unipercept.forecasting.choose import SPREAD, Choice, respread
-from unipercept.forecasting.intervals import Judged, widened
+from unipercept.forecasting.intervals import Judged, few_rows, widened
 from unipercept.forecasting.prepare import Prepared
 from unipercept.forecasting.repairs import forward_filled
 from unipercept.forecasting.residuals import ErrorQuantiles, Liveliness, recent_window
@@ -79,7 +79,9 @@ class Mixture:
             moved: rows by which a row of the history stands later in `values`.
         """
         raw = self._uncalibrated(values, origins, horizon)
-        result = widened(raw, self._factors(values, raw, origins, moved)[:, None, None])
+        result = widened(
+            raw, self._factors(values, raw, origins, moved)[:, None, None] * self._growth(origins, horizon, moved)
+        )
         if self.constant.any():
             plain = forward_filled(values)[np.asarray(origins) - 1][:, None, :, None]
             result = np.where(self.constant[None, None, :, None], plain, result)
@@ -113,6 +115,11 @@ class Mixture:
         if spread is None:
             return mixed
         return np.where(np.isfinite(spread), respread(mixed, spread, self.spread_share), mixed)
+
+    def _growth(self, origins: Sequence[int], horizon: int, moved: int) -> NDArray[np.float64] | float:
+        """OxHx1x1, for the few rows before each origin; the guess of an untested history has its own."""
+        rows = np.maximum(np.asarray(origins) - moved, self.end)
+        return few_rows(rows, horizon)[..., None, None] if self.record is not None else 1.0
 
     def _factors(self, values: Array, raw: Array, origins: Sequence[int], moved: int) -> NDArray[np.float64]:
         """OxQ: by what is known at each origin, of the back-test and of forecasts from later rows."""

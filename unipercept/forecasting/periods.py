@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from unipercept.forecasting.repairs import forward_filled
+from unipercept.forecasting.scores import mean_of_known
 from unipercept.pipelines.folding import dominant_period
 from unipercept.pipelines.series_clock import DAY, SECOND, Step
 
@@ -134,8 +135,6 @@ def _lag_error(values: NDArray[np.float64], lag: int) -> float:
     distance = np.abs(values[lag:] - values[:-lag])
     with np.errstate(all="ignore"):
         spread = np.nanstd(values, axis=0)
-        each = np.nanmean(np.where(np.isfinite(distance), distance, np.nan), axis=0) / np.where(
-            spread > 0, spread, np.nan
-        )
+        each = mean_of_known(distance, 0) / np.where(spread > 0, spread, np.nan)
     finite = each[np.isfinite(each)]
     return float(finite.mean()) if len(finite) else np.inf

@@ -5,6 +5,7 @@ Shapes: T rows, V series.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -29,6 +30,9 @@ MAX_STEPS = 100_000  # steps; more would take minutes and gigabytes to say nothi
 MAX_CELLS = 20_000_000  # rows times series
 COMMON_SHARE = 0.3  # of one whole number among a series' values, from which on it counts rather than measures
 COUNTED_ROWS = 2000  # that are looked at for this
+CEILING_SHARE = 0.01  # of a share's values that lie on its end
+STUCK_ROWS, STUCK_TIMES = 20, 3  # rows without a change at the end, and times the longest before, that are worth a word
+ABSENT_SHARE = 0.2  # of the steps of a series of whole numbers that are missing where it may have been 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,7 @@ class Prepared:
         truth: TxV, the same with its spikes. What forecasts are scored against.
         offset, unit, power: V each; `restored` goes back to what was measured.
         floor: V, 0 for series that were never negative, else minus infinity: no forecast lies below.
+        ceiling: V, 1 or 100 for shares that reach it, else infinity: no forecast lies above.
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
@@ -62,6 +67,7 @@ class Prepared:
     unit: NDArray[np.float64]
     power: NDArray[np.float64]
     floor: NDArray[np.float64]
+    ceiling: NDArray[np.float64]
     time: NDArray[Any]
     step: Step
     variables: tuple[str, ...]
@@ -96,10 +102,10 @@ class Prepared:
     ) -> NDArray[np.float64]:
         """Values in the units of `values` as measured; V (or these columns of it) is the given axis."""
         further = (slice(None),) + (None,) * (scaled.ndim - 1 - axis)
-        offset, unit, power, floor = (
-            part[columns][further] for part in (self.offset, self.unit, self.power, self.floor)
+        offset, unit, power, floor, ceiling = (
+            part[columns][further] for part in (self.offset, self.unit, self.power, self.floor, self.ceiling)
         )
-        measured = np.maximum(unpowered(scaled * unit + offset, power), floor)
+        measured = np.clip(unpowered(scaled * unit + offset, power), floor, ceiling)
         return np.where(self.counts[columns][further], np.round(measured), measured) if self.counts.any() else measured
 
     def after(self, count: int) -> NDArray[Any]:
@@ -185,8 +191,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     constant = np.nanmin(values, axis=0) == np.nanmax(values, axis=0)
     chosen, periods = find_periods(values[:, ~constant], grid.step, period, notices)
     head = max(MIN_KNOWN, int(0.8 * len(values)))
+    counts = _are_counts(measured)
     # The last value alone must not decide: one that is far off makes the logarithm of all likelier.
-    power = np.where(np.nanmin(measured, axis=0) > 0, choose_powers(values[:-1], chosen), 1.0)
+    power = np.where((np.nanmin(measured, axis=0) > 0) & ~counts, choose_powers(values[:-1], chosen), 1.0)
     if (power < 1).any():
         notices.append(
             f"the size of swings grows with the level; forecast in logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
@@ -194,6 +201,12 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     transformed = powered(values, power)
     offset, unit = _centre_and_unit(transformed[:head], transformed)
     floor = np.where(np.nanmin(measured, axis=0) >= 0, 0.0, -np.inf)
+    ceiling = _ceilings(measured, names)
+    if shares := [
+        f"{n} ({top:g})" for n, top, c in zip(names, ceiling, counts, strict=True) if np.isfinite(top) and not c
+    ]:
+        notices.append(f"shares of a whole, which no forecast exceeds: {shortened(shares)}")
+    _tell_oddities(measured, names, notices)
     return Prepared(
         (transformed - offset) / unit,
         (powered(measured, power) - offset) / unit,
@@ -201,13 +214,14 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         unit,
         power,
         floor,
+        ceiling,
         grid.time[first:],
         grid.step,
         names,
         chosen,
         periods,
         constant,
-        _are_counts(measured),
+        counts,
         grid.source,
         grid.layout,
         tuple(notices),
@@ -231,6 +245,59 @@ def _are_counts(measured: NDArray[np.float64]) -> NDArray[np.bool_]:
         _, count = np.unique(measured[-COUNTED_ROWS:, v][np.isfinite(measured[-COUNTED_ROWS:, v])], return_counts=True)
         whole[v] = len(count) > 0 and count.max() >= COMMON_SHARE * count.sum()
     return whole
+
+
+def _ceilings(measured: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
+    """V: 1 or 100 for a series from 0 to there that comes to lie on it again and again, or is called percent and comes
+    near; else infinity.
+    """
+    found = np.full(measured.shape[1], np.inf)
+    for v, name in enumerate(names):
+        values = measured[np.isfinite(measured[:, v]), v]
+        top = 1.0 if values.max() <= 1 else 100.0
+        if values.min() < 0 or values.max() > top:
+            continue
+        reached = (values == top).sum() >= max(2, CEILING_SHARE * len(values))
+        if reached or (re.search(r"(?i)%|percent|pct|prozent", name) and values.max() >= 0.99 * top):
+            found[v] = top
+    return found
+
+
+def _tell_oddities(measured: NDArray[np.float64], names: Sequence[str], notices: list[str]) -> None:
+    """What only its owner can judge: values that stand still at the end, rows that are missing rather than zero, and
+    values at longer steps than the table's.
+    """
+    stuck, absent, coarse = list[str](), list[str](), list[str]()
+    is_fine = np.isfinite(measured).mean(axis=0).max() > 0.5
+    for name, column in zip(names, measured.T, strict=True):
+        rows = np.flatnonzero(np.isfinite(column))
+        values, own = column[rows], np.diff(rows)
+        changes = np.flatnonzero(np.diff(values))
+        if len(changes):
+            runs = np.diff(changes, prepend=-1)
+            tail = len(values) - 1 - int(changes[-1])
+            if tail >= max(STUCK_ROWS, STUCK_TIMES * int(runs.max())):
+                stuck.append(f"{name} ({tail} rows)")
+        usual = int(np.median(own)) if len(own) else 1
+        if is_fine and usual > 1 and (own == usual).mean() > 0.8:
+            coarse.append(f"{name} ({usual} steps)")
+        elif (
+            len(own) and own.mean() > 1 / (1 - ABSENT_SHARE) and values.min() > 0 and (values == np.round(values)).all()
+        ):
+            absent.append(name)
+    if stuck:
+        notices.append(
+            f"has not changed up to the end, for longer than ever before: {shortened(stuck)}; if that is a fault, cut these rows off"
+        )
+    if absent:
+        notices.append(
+            f"whole numbers that are often missing and never 0: {shortened(absent)}; if a missing row means 0, add rows with 0, "
+            "since they are forecast as if it were unknown"
+        )
+    if coarse:
+        notices.append(
+            f"has values at longer steps than the table: {shortened(coarse)}; in a table of its own it would be forecast at these"
+        )
 
 
 def _centre_and_unit(

@@ -132,8 +132,6 @@ def forward_filled(values: NDArray[Any], start: str = "nan") -> NDArray[np.float
     rows = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
     last = np.maximum.accumulate(rows, axis=0)
     filled = np.take_along_axis(values, last.clip(min=0), axis=0)
-    with np.errstate(all="ignore"):
-        first = np.nanmean(np.where(np.isfinite(values), values, np.nan), axis=0) if start == "mean" else np.nan
-    return np.where(
-        last >= 0, filled, np.broadcast_to(np.nan_to_num(first) if start == "mean" else first, filled.shape)
-    )
+    known = np.isfinite(values)
+    mean = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.where(last >= 0, filled, np.broadcast_to(mean if start == "mean" else np.nan, filled.shape))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from unipercept.forecasting.repairs import forward_filled
 from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
@@ -67,21 +68,29 @@ class Liveliness:
     def at(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
         """O x H x V: half judged by the last `window` rows before the origin, half by all before it."""
         lag = self.lag
-        distance = np.abs(values[lag:] - values[:-lag])
-        known = np.isfinite(distance)
-        zeros = np.zeros((lag + 1, values.shape[1]))
-        total = np.concatenate([zeros, np.cumsum(np.where(known, distance, 0), axis=0)])  # row r: of values[:r]
-        count = np.concatenate([zeros, np.cumsum(known, axis=0)])
+        total, count = _summed_distances(values, lag)
         ends = np.asarray(origins)
         starts = (ends - self.window).clip(min=0)
         with np.errstate(all="ignore"):
             whole = total[ends] / count[ends]
+            if lag > 1 and not count[ends].all():  # a series that began less than a cycle ago
+                steps, pairs = _summed_distances(forward_filled(values), 1)
+                whole = np.where(count[ends] > 0, whole, steps[ends] / pairs[ends])
             recent = (total[ends] - total[starts]) / (count[ends] - count[starts])
             ratio = np.clip(np.where(np.isfinite(recent), recent, whole) / whole, LOCAL_FLOOR, LOCAL_CEILING)
         whole = np.where(np.isfinite(whole) & (whole > 0), whole, 0.0)
         level = whole * np.nan_to_num(ratio, nan=1.0) ** LOCAL_WEIGHT
         phases = (ends[:, None] + np.arange(horizon)) % lag
         return np.asarray(level[:, None] * self.profile[phases])
+
+
+def _summed_distances(values: Array, lag: int) -> tuple[Array, Array]:
+    """(T + 1) x V sums of the distances of values a lag apart, and their numbers; row r is of values[:r]."""
+    distance = np.abs(values[lag:] - values[:-lag])
+    known = np.isfinite(distance)
+    zeros = np.zeros((min(lag, len(values)) + 1, values.shape[1]))
+    total = np.concatenate([zeros, np.cumsum(np.where(known, distance, 0), axis=0)])
+    return total, np.concatenate([zeros, np.cumsum(known, axis=0)])
 
 
 def recent_window(period: int, horizon: int) -> int:
@@ -109,8 +118,8 @@ class ErrorQuantiles:
     def __init__(self, errors: Array, scale: Array, windows: float = np.inf) -> None:
         self.model_share = 1 / (1 + (windows / WINDOW_DOUBT) ** 2)
         horizon, width = errors.shape[1:]
-        with np.errstate(all="ignore"):
-            self.largest = np.nan_to_num(np.nanmax(np.abs(errors), axis=(0, 1)), nan=np.inf)
+        largest = np.where(np.isfinite(errors), np.abs(errors), -np.inf).max(axis=(0, 1))
+        self.largest = np.where(np.isfinite(largest), largest, np.inf)
         self.bands = step_bands(horizon)
         self.horizon = horizon
         with np.errstate(all="ignore"):

@@ -102,6 +102,14 @@ def mean_pinball(quantiles: Array, truth: Array, levels: Sequence[float] = QUANT
     return total / len(levels)
 
 
+def mean_of_known(values: Array, axis: int | tuple[int, ...], keepdims: bool = False) -> Array:
+    """The mean of what is finite, NaN where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=axis, keepdims=keepdims)
+    total = np.where(known, values, 0).sum(axis=axis, keepdims=keepdims)
+    return np.asarray(np.where(count, total / np.maximum(count, 1), np.nan))
+
+
 def seasonal_scale(values: Array, period: int) -> Array:
     """The unit of MASE: V mean distances of values a cycle apart (a step, where there is no cycle or it repeats
     exactly); NaN where that is 0.

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, counted
 from unipercept.forecasting.repairs import forward_filled
 from unipercept.pipelines.series_table import SeriesGrid
 from unipercept.pipelines.table_file import shortened
+
+VARIOUS = 0.3  # of a column's values are different ones
 
 
 def split_known(
@@ -22,6 +24,7 @@ def split_known(
     Raises:
         InputError: a column named as known does not reach as far as the horizon.
     """
+    grid = _without_empty_end(grid, notices)
     known = np.isfinite(grid.values)
     ends = np.where(known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0)  # the row after the last value
     is_known = np.isin(grid.variables, grid.known)
@@ -34,7 +37,10 @@ def split_known(
             or np.ptp(rest)
             or len(grid) - rest[0] < horizon
             or rest[0] < len(grid) // 2
+            or not _are_columns(grid, longer)
+            or _have_outlived(grid.values[:, longer], len(grid) - int(rest[0]), horizon)
         ):
+            _tell_short(grid, ends, horizon, notices)
             return grid, None, ()
         is_known = longer
     if is_known.all():
@@ -71,3 +77,47 @@ def split_known(
     notices.append(f"known in advance: {shortened(list(columns))}{how}")
     cut = replace(grid, values=grid.values[:end, ~is_known], time=grid.time[:end], variables=targets)
     return cut, told, columns
+
+
+def _without_empty_end(grid: SeriesGrid, notices: list[str]) -> SeriesGrid:
+    """The table up to the last row that holds anything: rows prepared for the forecast are no time that has passed."""
+    filled = np.flatnonzero(np.isfinite(grid.values).any(axis=1))
+    end = int(filled[-1]) + 1 if len(filled) else len(grid)
+    if end == len(grid):
+        return grid
+    notices.append(f"{counted(len(grid) - end, 'row', 'rows')} without any value at the end left out")
+    return replace(grid, values=grid.values[:end], time=grid.time[:end])
+
+
+def _are_columns(grid: SeriesGrid, longer: NDArray[np.bool_]) -> bool:
+    """Whether the variables that go on longer are columns of the table; in long format a series that goes on where
+    another has ended is none, unless it is one column of every series that does so.
+    """
+    if grid.layout == "wide":
+        return True
+    columns = [name.removeprefix(f"{grid.owner[name]}/") if grid.owner else "" for name in grid.variables]
+    told = {column for column, is_longer in zip(columns, longer, strict=True) if is_longer}
+    return not told & {column for column, is_longer in zip(columns, longer, strict=True) if not is_longer}
+
+
+def _have_outlived(longer: NDArray[np.float64], steps: int, horizon: int) -> bool:
+    """Whether columns go on for so long beyond the horizon, with values so various, that the others are rather series
+    that have ended (a shop that closed) than what is to be forecast from these (prices, holidays).
+    """
+    if steps <= max(2 * horizon, len(longer) // 10):
+        return False
+    return all(len(np.unique(c[np.isfinite(c)])) > VARIOUS * np.isfinite(c).sum() for c in longer.T)
+
+
+def _tell_short(grid: SeriesGrid, ends: NDArray[np.int64], horizon: int, notices: list[str]) -> None:
+    """A few columns that alone go on, but not far enough to count as known in advance."""
+    longer = ends == len(grid)
+    rest = ends[~longer]
+    if grid.layout == "long" or not longer.any() or not len(rest) or np.ptp(rest):
+        return
+    steps = len(grid) - int(rest[0])
+    if 2 <= steps < horizon:
+        who = shortened([name for name, is_longer in zip(grid.variables, longer, strict=True) if is_longer])
+        notices.append(
+            f"{who} go on for {steps} steps where the others end, too few for the horizon of {horizon} to count as known in advance"
+        )
