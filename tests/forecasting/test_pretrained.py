@@ -81,6 +81,16 @@ def test_nothing_after_an_origin_is_seen():
     np.testing.assert_array_equal(method.predict(values, [40], 7), method.predict(changed, [40], 7))
 
 
+def test_before_the_first_row_nothing_is_known():
+    assert (Pretrained(7, "cpu").predict(waves(30, 7) + 5, [0], 7) == 0).all()
+
+
+@pytest.mark.parametrize("period", [0, -3, 2.5, 169])
+def test_a_cycle_that_the_weights_do_not_know_is_refused(period):
+    with pytest.raises(InputError, match=f"period must be 1 to 168 whole steps, got {period}"):
+        Pretrained(period, "cpu")
+
+
 def test_gaps_and_late_starts_are_bridged():
     values = waves(80, 7, 2)
     values[:50, 1], values[60:63, 0] = np.nan, np.nan
@@ -326,3 +336,21 @@ def test_the_command_writes_weights_whose_card_repeats_them(tmp_path, monkeypatc
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
     again = pretrain(network.config, replace(PLAN, steps=3), device="cpu").network
     assert torch.equal(network.out.bias, again.out.bias.half().float())  # the file is in half precision
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "nowhere/w.safetensors"], "the folder nowhere does not exist"),
+        (["-o", "w.safetensors", "--state", "nowhere/w.state"], "the folder nowhere does not exist"),
+        (["-o", "w.safetensors", "--device", "tpu7"], "device must be"),
+    ],
+)
+def test_what_could_not_be_written_at_the_end_is_refused_at_the_start(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretraining, "pretrain", lambda *_, **__: pytest.fail("the training began"))
+    monkeypatch.setattr("sys.argv", ["pretraining", *options])
+    with pytest.raises(SystemExit) as status:
+        main()
+    assert status.value.code == 2
+    assert message in capsys.readouterr().err

@@ -47,7 +47,16 @@ class Pretrained:
     fits_closely = False
 
     def __init__(self, period: int, device: str = "auto", path: Path | None = None) -> None:
-        """`period` is the cycle of the series; `path` other weights than those of the package."""
+        """`path` names other weights than those of the package.
+
+        Args:
+            period: steps of the cycle of the series, 1 for none; `short_cycle` gives one that the weights know.
+
+        Raises:
+            InputError: a cycle that the weights were not trained on, or a device that is not there.
+        """
+        if not 1 <= period <= LONGEST_PERIOD or period != int(period):
+            raise InputError(f"period must be 1 to {LONGEST_PERIOD} whole steps, got {period}")
         self.period, self.device, self.path = period, str(resolve_device(device)), path
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
@@ -61,7 +70,7 @@ class Pretrained:
             raise InputError(f"{values.shape[1]} series of {len(values)} rows would take too long on this device")
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
-        """O x H x V x Q."""
+        """O x H x V x Q; where fewer than two rows are known before an origin, the last (or 0) at all levels."""
         network = self._network()
         seen_steps = network.steps_seen(self.period)
         filled, known = forward_filled(values), np.isfinite(values)
@@ -75,7 +84,8 @@ class Pretrained:
         for length, places in by_length.items():
             row, column = (np.array(part) for part in zip(*places, strict=True))
             if length < 2:  # nothing is known yet
-                found[row, :, column] = np.nan_to_num(filled[np.asarray(origins)[row] - 1, column])[:, None, None]
+                last = np.pad(filled, ((1, 0), (0, 0)))[np.asarray(origins)[row], column]
+                found[row, :, column] = np.nan_to_num(last)[:, None, None]
                 continue
             rows = np.asarray(origins)[row][:, None] + np.arange(-length, 0)
             found[row, :, column] = self._of_series(

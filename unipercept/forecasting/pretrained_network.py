@@ -42,7 +42,7 @@ class PretrainedConfig:
     """Sizes.
 
     Args:
-        cycles: R, seen at most.
+        cycles: R, seen at most, as folded: cycles of less than `SHORTEST_CYCLE` steps are taken several times.
         later_cycles: forecast in one pass.
     """
 
@@ -131,7 +131,8 @@ class _Facts:
         seasons: two of SxP, by phase of the fold: of all cycles, of the latest.
         grown, growing: Sx1, how much larger than its mean the season's swing is lately, and by how much
             it grows a cycle, as shares.
-        lines: level and slope of SxMxL at each step, by `LINE_MEMORIES`, of what the mean season leaves.
+        rest: SxL, the history without the mean season.
+        lines: level and slope a step, SxMxL each, of a line through `rest` at each step, by `LINE_MEMORIES`.
     """
 
     x: Tensor

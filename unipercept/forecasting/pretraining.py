@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from unipercept import __version__
-from unipercept.atomic import atomic_path
+from unipercept.atomic import atomic_path, check_folder_of
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError, WeightsError
 from unipercept.forecasting import generated
@@ -67,8 +67,8 @@ class PretrainingPlan:
     steps: int | None = None  # updates in all; None: as many as the seconds hold
     seconds: float = 500.0
     falling: float = 0.35  # share of the updates in which the rate falls
-    cells: int = 250_000  # of a batch's maps together
-    pool_cells: int = 8_000_000
+    cells: int = 250_000  # steps of a batch's histories and half of its futures; 2,048 series at most
+    pool_cells: int = 8_000_000  # steps of a generated set
     rate: float = 2e-3
     weight_decay: float = 1e-2
     average: float = 0.998  # of the weights, an update, while the rate falls
@@ -403,9 +403,11 @@ def main() -> None:
         plan, steps=arguments.steps, seconds=arguments.seconds, cells=arguments.cells, seed=arguments.seed, rate=arguments.rate
     )  # fmt: skip
     state = arguments.state or arguments.output.with_suffix(".state")
-    device = resolve_device(arguments.device)
     gc.freeze()  # garbage is collected before each capture of a graph: not among what stays
     try:
+        device = resolve_device(arguments.device)
+        for path in (arguments.output, state):
+            check_folder_of(path)
         found = pretrain(
             PretrainedConfig(),
             plan,
