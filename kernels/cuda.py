@@ -113,14 +113,17 @@ class Kernel:
             driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
     def clusters_at_once(self, cluster: int, threads: int) -> int:
-        """How many clusters of so many blocks the GPU can run at the same time."""
+        """How many clusters of so many blocks the GPU can run at the same time; 0 of a size that it does not take."""
         _ensure_context()
-        if cluster > MAX_PORTABLE_CLUSTER:
-            driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
         attributes = _attributes(False, False, cluster)
         launch = _Launch((cluster, 1, 1), (threads, 1, 1), self.shared_bytes, None, attributes, len(attributes))
         count = ctypes.c_int()
-        driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
+        try:
+            if cluster > MAX_PORTABLE_CLUSTER:
+                driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
+            driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
+        except KernelError:
+            return 0
         return count.value
 
     def __call__(
