@@ -410,3 +410,18 @@ def test_a_channel_norm_beyond_half_precision_is_no_obstacle_to_grn():
     torch.nn.init.ones_(norm.gamma)
     maps = torch.full((1, 100, 100, 4), 1000.0)  # a norm of 1e5 a channel; the largest half is 65504
     assert torch.equal(norm.half()(maps.half()).float(), 2 * maps)  # equal channels: each norm is 1 of their mean
+
+
+@pytest.mark.parametrize(
+    "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_model_in_16_bits_trains(dtype, place):
+    torch.manual_seed(0)
+    exact, maps = tiny(num_classes=3).train(), torch.randn(4, 3, 96, 64)
+    model = copy.deepcopy(exact).to(place, dtype).to(memory_format=torch.channels_last)
+    expected, found = exact(maps), model(maps.to(place, dtype))
+    assert found.dtype == dtype
+    assert (found.float().cpu() - expected).norm() < 0.05 * expected.norm()
+    found.float().square().sum().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
