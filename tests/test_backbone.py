@@ -416,12 +416,12 @@ def test_a_channel_norm_beyond_half_precision_is_no_obstacle_to_grn():
     "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_model_in_16_bits_trains(dtype, place):
+def test_a_block_in_16_bits_trains(dtype, place):
     torch.manual_seed(0)
-    exact, maps = tiny(num_classes=3).train(), torch.randn(4, 3, 96, 64)
-    model = copy.deepcopy(exact).to(place, dtype).to(memory_format=torch.channels_last)
-    expected, found = exact(maps), model(maps.to(place, dtype))
+    exact, maps = Block(16, 7).train(), torch.randn(4, 16, 9, 7)
+    block = copy.deepcopy(exact).to(place, dtype)
+    expected, found = exact(maps), block(maps.to(place, dtype).contiguous(memory_format=torch.channels_last))
     assert found.dtype == dtype
-    assert (found.float().cpu() - expected).norm() < 0.05 * expected.norm()
+    assert (found.float().cpu() - expected).norm() < 0.01 * expected.norm()
     found.float().square().sum().backward()
-    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in block.parameters())
