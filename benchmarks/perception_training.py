@@ -7,7 +7,7 @@ The network is UniRepLKNet-A, recordings are random numbers of the shape that de
 as in a run, and are varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the
 joint training's step of one task. Busy: the union of all kernels' and copies'
 times in the profiler's trace, of as many steps, over their time by the clock in a run without the profiler. Below:
-pictures and sounds decoded a second, by one thread and by all.
+pictures and sounds decoded a second, by one thread and by as many as a run takes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from unipercept.perception.task import Task
 from unipercept.perception.universal import Draws, UniversalConfig
 from unipercept.perception.universal_data import TASKS, TaskSpec
 from unipercept.perception.universal_network import SharedNetwork
-from unipercept.processors import n_processors
+from unipercept.processors import n_decoders
 from unipercept.train import Progress, fit, seed_everything
 
 Run = Callable[[int, Callable[[], object]], float]
@@ -175,8 +175,8 @@ def decoding(count: int = 600) -> list[str]:
                     file.setparams((1, 2, 44_100, 0, "NONE", ""))
                     file.writeframes(generator.integers(-9_000, 9_000, 2 * 44_100, dtype=np.int16).tobytes())
             samples, speeds = class_folders(Path(folder) / kind), []
-            for threads in (1, n_processors()):
-                with patch.object(packs_module, "n_processors", lambda threads=threads: threads):
+            for threads in (1, n_decoders()):
+                with patch.object(packs_module, "n_decoders", lambda threads=threads: threads):
                     started = time.perf_counter()
                     try:
                         decode(samples, KINDS[kind])
@@ -206,7 +206,7 @@ def main() -> None:
             if spec.maps.modality in arguments.kinds and spec.name not in ("esc10", "things3d"):
                 print(universal_row(spec, arguments.steps), flush=True)
         print()
-    print(f"| decoded a second | one thread | {n_processors()} threads |\n| --- | ---: | ---: |")
+    print(f"| decoded a second | one thread | {n_decoders()} threads |\n| --- | ---: | ---: |")
     print("\n".join(decoding()), flush=True)
 
 

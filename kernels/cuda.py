@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unipercept.errors import MissingDependencyError, UniperceptError
 from unipercept.kernels.compiled_code import kept
+from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 MAX_PORTABLE_CLUSTER = 8  # blocks; more only after asking
@@ -32,6 +33,7 @@ _OVERLAPPING_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZAT
 _UINT16 = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16
 _NOT_INTERLEAVED, _PROMOTE_TO_128, _ZEROS_OUTSIDE = 0, 2, 0  # of CUtensorMap's enumerations
 _SWIZZLES = {16: 1, 32: 2, 64: 3}  # CU_TENSOR_MAP_SWIZZLE_32B and so on, by channels of 2 bytes
+WITHOUT = f"{ENVIRONMENT_VARIABLE}=reference runs without these kernels"  # until the bug is fixed
 _LOCK = threading.Lock()
 _thread = threading.local()
 
@@ -113,14 +115,17 @@ class Kernel:
             driver_call("cuFuncSetAttribute", self._function, _SHARED_BYTES_ATTRIBUTE, shared_bytes)
 
     def clusters_at_once(self, cluster: int, threads: int) -> int:
-        """How many clusters of so many blocks the GPU can run at the same time."""
+        """How many clusters of so many blocks the GPU can run at the same time; 0 of a size that it does not take."""
         _ensure_context()
-        if cluster > MAX_PORTABLE_CLUSTER:
-            driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
         attributes = _attributes(False, False, cluster)
         launch = _Launch((cluster, 1, 1), (threads, 1, 1), self.shared_bytes, None, attributes, len(attributes))
         count = ctypes.c_int()
-        driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
+        try:
+            if cluster > MAX_PORTABLE_CLUSTER:
+                driver_call("cuFuncSetAttribute", self._function, _UNUSUAL_CLUSTERS_ATTRIBUTE, 1)
+            driver_call("cuOccupancyMaxActiveClusters", ctypes.byref(count), self._function, ctypes.byref(launch))
+        except KernelError:
+            return 0
         return count.value
 
     def __call__(
@@ -211,7 +216,7 @@ def compile_source(source: str, options: Sequence[str]) -> bytes:
         if library.nvrtcCompileProgram(program, len(options), given) != 0:
             log = _read_string(library, "nvrtcGetProgramLog", program)
             first = next((line for line in log.splitlines() if "error" in line), log[:300])
-            raise KernelError(f"NVRTC refused a kernel ({' '.join(options)}): {first}")
+            raise KernelError(f"NVRTC refused a kernel ({' '.join(options)}): {first}; {WITHOUT}")
         size = ctypes.c_size_t()
         _nvrtc_call(library, "nvrtcGetCUBINSize", program, ctypes.byref(size))
         binary = ctypes.create_string_buffer(size.value)
@@ -298,7 +303,7 @@ def driver_call(function: str, *arguments: object) -> None:
     if status != 0:
         text = ctypes.c_char_p()
         _driver().cuGetErrorString(status, ctypes.byref(text))
-        raise KernelError(f"{function}: {(text.value or b'unknown error').decode()} ({status})")
+        raise KernelError(f"{function}: {(text.value or b'unknown error').decode()} ({status}); {WITHOUT}")
 
 
 def _nvrtc_call(library: ctypes.CDLL, function: str, *arguments: object) -> None:

@@ -123,6 +123,8 @@ def why_no_triton(x: Tensor, types: tuple[torch.dtype, ...]) -> str | None:
     if x.dtype not in types:
         return f"they need {', '.join(str(t).removeprefix('torch.') for t in types)}, got {x.dtype}"
     if not _has_triton():
+        if x.is_cuda:
+            say_once("feed-forward and norms run on plain PyTorch, slower: triton is not installed")
         return "triton is not installed"
     if x.is_cuda and torch.version.hip is None:
         capability = torch.cuda.get_device_capability(x.device)

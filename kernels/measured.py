@@ -67,8 +67,14 @@ class Measured(Generic[Tile]):
 
 
 def cache_folder() -> Path:
-    """The folder of compiled kernels and tuned tiles: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept."""
-    return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept") / "kernels"
+    """The folder of compiled kernels and tuned tiles: kernels/ in UNIPERCEPT_CACHE, else in ~/.cache/unipercept.
+
+    Without a home, as for a container's user, it is one that cannot exist, so that nothing is kept.
+    """
+    try:
+        return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept") / "kernels"
+    except RuntimeError:
+        return Path(os.devnull, "unipercept", "kernels")
 
 
 def device_name(device: torch.device) -> str:

@@ -443,3 +443,18 @@ def test_a_channel_norm_beyond_half_precision_is_no_obstacle_to_grn():
     torch.nn.init.ones_(norm.gamma)
     maps = torch.full((1, 100, 100, 4), 1000.0)  # a norm of 1e5 a channel; the largest half is 65504
     assert torch.equal(norm.half()(maps.half()).float(), 2 * maps)  # equal channels: each norm is 1 of their mean
+
+
+@pytest.mark.parametrize(
+    "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_block_in_16_bits_trains(dtype, place):
+    torch.manual_seed(0)
+    exact, maps = Block(16, 7).train(), torch.randn(4, 16, 9, 7)
+    block = copy.deepcopy(exact).to(place, dtype)
+    expected, found = exact(maps), block(maps.to(place, dtype).contiguous(memory_format=torch.channels_last))
+    assert found.dtype == dtype
+    assert (found.float().cpu() - expected).norm() < 0.01 * expected.norm()
+    found.float().square().sum().backward()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in block.parameters())

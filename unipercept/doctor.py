@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from unipercept.errors import one_line
+from unipercept.errors import WeightsError, one_line
 from unipercept.processors import n_processors
 
 MIN_PYTHON = (3, 11)
@@ -215,11 +214,11 @@ def _kernels() -> Check:
     def look() -> str:
         import torch
 
-        from unipercept.kernels.cuda import why_no_compiler
+        from unipercept.kernels.depthwise_conv2d.gpu import why_not_device
 
         forced = os.environ.get("UNIPERCEPT_KERNELS")
         chosen = f"{forced} (forced by UNIPERCEPT_KERNELS)" if forced else "chosen by device and shape"
-        missing = why_no_compiler() if torch.cuda.is_available() else None
+        missing = why_not_device(torch.cuda.current_device()) if torch.cuda.is_available() else None
         return f"{chosen}; large convolutions run on plain PyTorch: {missing}" if missing else chosen
 
     return _attempt("kernels", look)
@@ -228,7 +227,10 @@ def _kernels() -> Check:
 def _cache() -> Check:
     from unipercept.download import cache_folder
 
-    folder = Path(cache_folder())
+    try:
+        folder = cache_folder()
+    except WeightsError as error:
+        return Check("cache", "off", one_line(error), "set UNIPERCEPT_CACHE to a folder that can be written")
     above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not os.access(above, os.W_OK):
         return Check("cache", "off", f"{folder} cannot be written", "set UNIPERCEPT_CACHE to a folder that can")

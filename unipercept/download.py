@@ -30,8 +30,17 @@ Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 
 
 def cache_folder() -> Path:
-    """The folder of downloaded weights: UNIPERCEPT_CACHE, else ~/.cache/unipercept."""
-    return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
+    """The folder of downloaded weights: UNIPERCEPT_CACHE, else ~/.cache/unipercept.
+
+    Raises:
+        WeightsError: there is no home folder, as for a container's user.
+    """
+    try:
+        return Path(os.environ.get("UNIPERCEPT_CACHE") or Path.home() / ".cache" / "unipercept")
+    except RuntimeError as error:
+        raise WeightsError(
+            "this user has no home folder to keep weights in; set UNIPERCEPT_CACHE to a folder"
+        ) from error
 
 
 def cached_path(repository: str, file: str, revision: str) -> Path:

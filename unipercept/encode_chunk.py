@@ -31,7 +31,7 @@ from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, unit_vector
 from unipercept.pipelines.batches import BATCH_SIZE, Batches
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.processors import decoding_pool, n_processors
+from unipercept.processors import decoding_pool, n_decoders
 
 AUTO = "auto"
 HASH_BLOCK = 1 << 20  # bytes
@@ -97,15 +97,16 @@ def encode_chunk(
     Args:
         on_file: called with each path once it has been read.
         on_share: called with the share of a long file that has been read.
-        n_workers: decoding threads; by default one for each processor this process may use. Changes no result.
+        n_workers: decoding threads; by default `n_decoders()`. Changes no result.
 
     Raises:
         WeightsError: the model cannot be obtained at all. A bad file raises nothing: it becomes a `FailedFile`.
     """
     vectors: list[_FileVector | FailedFile] = []
     encoder = _Encoder(settings)
-    with decoding_pool(n_workers or n_processors()) as pool:
-        for opened in _decode_ahead(paths, settings, pool, ahead=2 * (n_workers or n_processors())):
+    n_workers = n_workers or n_decoders()
+    with decoding_pool(n_workers) as pool:
+        for opened in _decode_ahead(paths, settings, pool, ahead=2 * n_workers):
             vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, encoder, pool, on_share))
             if on_file:
                 on_file(opened.path)

@@ -5,10 +5,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+# More threads wait for the interpreter's lock, and the one that feeds the network with them: small pictures are encoded
+# on a GPU at 302, 288 and 188 files/s with 4, 8 and 16 (benchmarks/results/encode_throughput.md).
+MOST_DECODERS = 8
+
 
 def n_processors() -> int:
     """Processors that this process may use; in containers and batch systems often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def n_decoders() -> int:
+    """Threads that decode files: the processors, up to MOST_DECODERS."""
+    return min(n_processors(), MOST_DECODERS)
 
 
 @contextmanager

@@ -123,9 +123,8 @@ def _rule_rows(problem: Problem, channels: int, limits: Limits) -> Rows | None:
 
 
 def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | None:
-    """Strips of a whole row's width up to 56 columns; None where octets of channels do not come in equal groups.
-
-    Measured on an H200.
+    """Strips of a whole row's width up to 56 columns; None where octets of channels do not come in equal groups, or two
+    strips do not fit into shared memory: GeForce cards have 99 KB of the 227. Measured on an H200.
     """
     octets = next((n for n in (8, 4, 10) if channels % (8 * n) == 0), None)
     if octets is None:
@@ -139,7 +138,7 @@ def _rule_octets(problem: Problem, channels: int, limits: Limits) -> Octets | No
     # The blocks of the next launch, which come before this one has ended, are not to find a place: they are in its way.
     while octets_shared_bytes(problem, tile) <= limits.shared_bytes_total // 2 - 1024 and tile.stages < 6:
         tile = replace(tile, stages=tile.stages + 1)
-    return tile
+    return tile if octets_shared_bytes(problem, tile) <= limits.shared_bytes else None
 
 
 def _rule_octets_clusters(problem: Problem, batch: int, channels: int, limits: Limits) -> Octets | None:

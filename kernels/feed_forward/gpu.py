@@ -21,7 +21,16 @@ from torch import Tensor
 from unipercept.kernels.cast import pack, unpacked
 from unipercept.kernels.feed_forward import gpu_hopper
 from unipercept.kernels.feed_forward import gpu_kernels as kernels
-from unipercept.kernels.feed_forward.gpu_tiles import Product, Tile, grid, images_touched, shrunk, tile_for, tiles_of
+from unipercept.kernels.feed_forward.gpu_tiles import (
+    Product,
+    Tile,
+    grid,
+    images_touched,
+    shared_bytes_of,
+    shrunk,
+    tile_for,
+    tiles_of,
+)
 from unipercept.kernels.feed_forward.reference import RESPONSE_EPS, Norm, Saved, Weights, keeps_grown, sums_by_image
 from unipercept.kernels.streams import beside, join
 
@@ -156,7 +165,9 @@ def gate_options(down_w: Tensor) -> dict[str, int]:
     """Constants of the kernels of the gate, from its RxC weights."""
     squeezed, channels = down_w.shape
     block_r = power_of_two(squeezed)
-    tile_bytes, warps = (GATE_BYTES, 8) if block_r <= 128 else (4 * GATE_BYTES, 16)  # else too many turns of a loop
+    tile_bytes, warps = GATE_BYTES, 8
+    if block_r > 128:  # else too many turns of a loop, which holds two such tiles in shared memory
+        tile_bytes, warps = (4 if shared_bytes_of(down_w.device) >= 160 * 1024 else 2) * GATE_BYTES, 16
     block_c = min(power_of_two(channels), max(16, tile_bytes // down_w.element_size() // block_r))
     return {"C": channels, "R": squeezed, "BLOCK_C": block_c, "BLOCK_R": block_r, "num_warps": warps}
 

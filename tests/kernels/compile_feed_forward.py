@@ -17,7 +17,7 @@ from triton.compiler import ASTSource
 from unipercept.kernels.feed_forward import gpu, gpu_backward, gpu_backward_kernels, gpu_kernels, gpu_tiles
 from unipercept.kernels.feed_forward.reference import Gradients, Norm, Saved, Weights
 
-SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_BYTES = {80: 163 * 1024, 100: 227 * 1024, 90: 227 * 1024} | dict.fromkeys((86, 89, 120), 99 * 1024)
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 

@@ -8,6 +8,7 @@ from unipercept.kernels.depthwise_conv2d import gpu
 
 H200 = gpu.Limits(132, 232_448, 233_472, bulk_copies=True)
 A10 = gpu.Limits(72, 101_376, 102_400)
+RTX_5090 = gpu.Limits(170, 101_376, 102_400, bulk_copies=True)
 
 PROBLEMS = [
     gpu.Problem(dtype, height, width, (kernel, kernel), dilation, "zero", layout, layout, math.gcd(width, 8))

@@ -1,11 +1,16 @@
 """Machine code on disk: compiled once, and again where the file is damaged or cannot be."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from unipercept import doctor, download
+from unipercept.errors import WeightsError
 from unipercept.kernels import layer_norm2d, llvm
 from unipercept.kernels.compiled_code import kept
 from unipercept.kernels.layer_norm2d import cpu
+from unipercept.kernels.measured import Measured
 
 
 @pytest.fixture
@@ -38,6 +43,21 @@ def test_damaged_code_is_compiled_again(folder, damage):
 def test_a_folder_that_cannot_be_written_costs_a_compilation_and_no_more(folder):
     folder.write_text("a file is in the way")
     assert kept(("a",), "o", lambda: b"code") == b"code"
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    monkeypatch.delenv("UNIPERCEPT_CACHE", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", no_home)
+    assert kept(("a",), "o", lambda: b"code") == b"code"
+    assert kept(("a",), "o", lambda: b"new code") == b"new code"
+    assert Measured("tiles", Path("nowhere"), dict).find("a problem", "a GPU") is None
+    with pytest.raises(WeightsError, match="set UNIPERCEPT_CACHE"):
+        download.cache_folder()
+    assert doctor._cache().state == "off"
 
 
 @pytest.mark.skipif(llvm.why_not() is not None, reason=f"no CPU kernels: {llvm.why_not()}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.kernels import emulation
-from tests.kernels.depthwise_problems import A10, H200, ODD_STRANDS, PROBLEMS
+from tests.kernels.depthwise_problems import A10, H200, ODD_STRANDS, PROBLEMS, RTX_5090
 from tests.kernels.emulation import emulated
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans, gpu_tuning
@@ -277,14 +277,15 @@ def test_channels_that_fill_no_block():
 
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 @pytest.mark.parametrize(
-    "architecture", ["sm_80", "sm_86", pytest.param("sm_89", marks=pytest.mark.slow), "sm_90", "sm_100"]
+    "architecture",
+    ["sm_80", "sm_86", *(pytest.param(f"sm_{n}", marks=pytest.mark.slow) for n in (89, 120)), "sm_90", "sm_100"],
 )
 @pytest.mark.parametrize("every_problem", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_they_compile_for_every_architecture(every_problem, architecture, tmp_path, monkeypatch):
     """Each kernel for the first problem that takes it, or for every problem, which takes three times as long."""
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    limits = (
-        A10 if architecture in ("sm_86", "sm_89") else replace(H200, bulk_copies=architecture in ("sm_90", "sm_100"))
+    limits = {"sm_80": replace(H200, bulk_copies=False), "sm_86": A10, "sm_89": A10, "sm_120": RTX_5090}.get(
+        architecture, H200
     )
     # The other architectures take the same branches as their predecessor, and one dtype suffices.
     own_code = architecture in ("sm_80", "sm_90")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.kernels.depthwise_problems import A10, H200, ODD_STRANDS, PROBLEMS
+from tests.kernels.depthwise_problems import A10, H200, ODD_STRANDS, PROBLEMS, RTX_5090
 from unipercept.kernels import cuda
 from unipercept.kernels.depthwise_conv2d import gpu, gpu_plans
 from unipercept.kernels.depthwise_conv2d import gpu_tiles as tiles
@@ -96,7 +96,7 @@ def test_3x3_takes_the_copy_engine_where_it_gains():
     )
     for batch, channels, limits, forward, gradient in [
         (64, 80, H200, tiles.Rows, tiles.Octets), (8, 80, H200, tiles.Narrow, tiles.Octets),
-        (64, 80, A10, tiles.Narrow, tiles.Patches), (64, 72, H200, tiles.Rows, tiles.Patches),
+        (64, 80, A10, tiles.Narrow, tiles.Patches), (64, 80, RTX_5090, tiles.Rows, tiles.Patches), (64, 72, H200, tiles.Rows, tiles.Patches),
         (64, 8000, H200, tiles.Narrow, tiles.Octets),
     ]:  # fmt: skip
         assert type(gpu.forward_tile(problem, batch, channels, limits)) is forward
@@ -108,16 +108,17 @@ def test_3x3_takes_the_copy_engine_where_it_gains():
     assert type(gpu.forward_tile(odd, 2000, 12, H200)) is tiles.Tile
 
 
+@pytest.mark.parametrize("limits", [H200, RTX_5090], ids=["H200", "RTX 5090"])
 @pytest.mark.parametrize("height", [1, 2, 5, 7, 8, 9, 14, 28, 56, 200])
-def test_tiles_for_the_copy_engine_fit(height):
+def test_tiles_for_the_copy_engine_fit(height, limits):
     for channels in (8, 16, 32, 64, 80, 96, 160, 320, 640, 1024):
         for width in (1, 3, 7, 8, 14, 28, 33, 56, 57, 112, 360):
             problem = gpu.Problem(torch.bfloat16, height, width, (3, 3), 1, "zero", True, True, 1)
             for batch in (1, 64, 4096):
                 for operation in ("forward", "weight gradient"):
-                    tile = gpu.rule_of(operation)(problem, batch, channels, H200)
-                    plan = gpu_plans.plan_of(operation)(problem, batch, channels, tile, H200)
-                    assert plan.shared_bytes <= H200.shared_bytes
+                    tile = gpu.rule_of(operation)(problem, batch, channels, limits)
+                    plan = gpu_plans.plan_of(operation)(problem, batch, channels, tile, limits)
+                    assert plan.shared_bytes <= limits.shared_bytes
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -134,7 +135,7 @@ def test_a_new_map_size_meets_a_kernel_that_is_already_there(dtype):
 def test_a_tile_that_does_not_fit_is_never_chosen():
     small = replace(A10, shared_bytes=65_536, shared_bytes_total=66_560)
     for problem in PROBLEMS:
-        for limits in (H200, A10):
+        for limits in (H200, A10, RTX_5090):
             tile = gpu.forward_tile(problem, 8, 64, limits)
             assert gpu_plans.forward_plan(problem, 8, 64, tile, limits).shared_bytes <= limits.shared_bytes
     with pytest.raises(cuda.KernelError, match="no tile fits"):

@@ -19,7 +19,10 @@ DEVICES = [torch.device("cuda", index) for index in range(2)]
 
 def tiny(device):
     torch.manual_seed(0)
-    model = build_backbone("unireplknet_a", num_classes=8, dims=(16, 32, 64, 128), depths=(2, 2, 2, 2))
+    kernels = (3, 3), (13, 13), (13, 3), (13, 13)
+    model = build_backbone(
+        "unireplknet_a", num_classes=8, dims=(16, 32, 64, 128), depths=(2, 2, 2, 2), kernel_sizes=kernels
+    )
     return model.to(device)
 
 

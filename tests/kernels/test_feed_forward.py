@@ -390,10 +390,10 @@ def test_maps_that_do_not_fit_are_refused():
     ("capability", "dtype", "channels", "side", "launches"),
     [
         (90, "bfloat16", 320, 14, "once"),
-        (86, "bfloat16", 80, 14, "once"),
+        (86, "bfloat16", 640, 7, "once"),
         *(pytest.param(*case, "all", marks=pytest.mark.slow) for case in (
             (80, "bfloat16", 320, 14), (86, "bfloat16", 80, 14), (89, "float16", 160, 28), (90, "bfloat16", 320, 14),
-            (90, "bfloat16", 80, 56), (90, "float32", 96, 7), (90, "bfloat16", 640, 7), (100, "bfloat16", 320, 14),
+            (90, "bfloat16", 80, 56), (90, "float32", 96, 7), (90, "bfloat16", 640, 7), (100, "bfloat16", 320, 14), (120, "bfloat16", 160, 28),
         )),
     ],
 )  # fmt: skip

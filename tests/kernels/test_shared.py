@@ -3,13 +3,16 @@ gradients without operators.
 """
 
 import gc
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from unipercept.blocks import Block
+from unipercept.kernels import dispatch
 from unipercept.kernels.cast import STEP, cast_together, pack, packed_size
 from unipercept.kernels.dispatch import plain_reference, watch
 from unipercept.kernels.measured import Measured, search
@@ -129,6 +132,17 @@ def test_what_ran_beside_a_stream_is_not_overwritten_by_what_runs_beside_another
     torch.cuda.synchronize()
     assert torch.equal(kept, x + 1)
     assert torch.equal(other, x + 7)
+
+
+def test_a_gpu_without_triton_is_told_so_once(monkeypatch):
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    dispatch.say_once.cache_clear()
+    on_gpu = SimpleNamespace(dtype=torch.float16, is_cuda=True)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert dispatch.why_no_triton(on_gpu, (torch.float16,)) == "triton is not installed"
+    assert ["triton is not installed" in str(w.message) for w in warned] == [True]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

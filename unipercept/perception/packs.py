@@ -33,7 +33,7 @@ from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
 from unipercept.pipelines.video import Clip
-from unipercept.processors import decoding_pool, n_processors
+from unipercept.processors import decoding_pool, n_decoders
 
 MAX_WINDOWS = 8  # of one recording, in training and evaluation; evenly spread over a longer one
 SOUNDS_LOOKED_AT = 64  # for the window and the rate of a set
@@ -158,7 +158,7 @@ def decode(
     recording: list[int] = []
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    with decoding_pool(n_processors()) as pool:
+    with decoding_pool(n_decoders()) as pool:
         for position, made in enumerate(pool.map(one, range(len(samples)))):
             if isinstance(made, str):
                 skipped.append((samples.ids[position], made))
