@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from unipercept.backbone import (
     FeatureExtractor,
@@ -19,7 +20,7 @@ from unipercept.backbone import (
     layer_id,
     seed_weights,
 )
-from unipercept.blocks import Block, DilatedReparamConv, GlobalResponseNorm, through
+from unipercept.blocks import Block, DilatedReparamConv, GlobalResponseNorm, has_hooks_inside, through
 from unipercept.errors import InputError
 from unipercept.reparam import reparameterize
 
@@ -279,6 +280,25 @@ def test_hooks_of_layers_whose_weights_are_taken_are_called(deploy):
     called.clear()
     assert torch.equal(model(x), plain(x))
     assert not called
+
+
+def test_hooks_are_found_in_another_process_and_where_torch_does_not_count_them(monkeypatch):
+    """That a module had none when so many were registered here says nothing of a process that counts otherwise."""
+    block, x = Block(8, 3, deploy=True).eval(), torch.randn(1, 8, 6, 6)
+    block(x)
+    n_registered = RemovableHandle.next_id
+    block.act[0].register_forward_hook(times_zero)
+    copied = copy.deepcopy(block)  # as pickle copies
+    monkeypatch.setattr(RemovableHandle, "next_id", n_registered)
+    for call in (copied, lambda x: through([copied], x)):
+        torch.testing.assert_close(call(x), x + copied.contract.bias.view(1, -1, 1, 1))
+    monkeypatch.delattr(RemovableHandle, "next_id")
+    assert has_hooks_inside(block)
+    assert not has_hooks_inside(Block(8, 3))
+
+
+def times_zero(module, args, output):
+    return 0 * output
 
 
 @pytest.mark.parametrize("deploy", [False, True])

@@ -57,6 +57,10 @@ GRN_EPS = 1e-6
 FFN_RATIO = 4
 
 
+# Stands for this process: a module that was pickled in another, or copied, carries another one.
+_HERE = object()
+
+
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of a BxCxHxW map."""
 
@@ -78,7 +82,7 @@ class ConvNorm(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if has_hooks_inside(self):
-            return cast(Tensor, super().forward(x))
+            return cast(Tensor, nn.Sequential.forward(self, x))  # type: ignore[no-untyped-call]
         for w, shift, weight, bias, eps, gelu in self.weights():
             x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
         return x
@@ -442,13 +446,15 @@ def has_hooks_inside(module: nn.Module) -> bool:
 
     Looked for only if a hook was registered anywhere since the last time that there were none: torch counts them.
     """
-    if torch.compiler.is_compiling():  # it would compile anew with every hook of the process
+    n_registered = getattr(RemovableHandle, "next_id", None)  # not documented by torch: without it, always looked for
+    if torch.compiler.is_dynamo_compiling() or n_registered is None:  # or each hook of the process would compile anew
         return _hooks_inside(module)
-    if module.__dict__.get("_n_hooks_when_without") == RemovableHandle.next_id:
+    place, last = module.__dict__.get("_last_without_hooks", (None, 0))
+    if place is _HERE and last == n_registered:
         return False
     found = _hooks_inside(module)
     if not found:
-        module.__dict__["_n_hooks_when_without"] = RemovableHandle.next_id
+        module.__dict__["_last_without_hooks"] = _HERE, n_registered
     return found
 
 
@@ -469,7 +475,8 @@ def _is_folded(block: nn.Module) -> bool:
         and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
         and not (block.training and block.drop_path.rate > 0)
         and not has_hooks(block)
-        and not block.calls_layers()
+        and block.replaced_layer() is None
+        and not has_hooks_inside(block)
     )
 
 
