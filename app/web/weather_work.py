@@ -336,7 +336,8 @@ def _stage_name(cascade: Cascade, step: int) -> str:
 
 def channel_title(name: str) -> str:
     """A channel as people call it: z500, geopotential at 500 hPa."""
-    from unipercept.app.forecaster.writer import LONG_NAMES, UPPER
+    from unipercept.app.forecaster.cf import LONG_NAMES
+    from unipercept.app.forecaster.writer import UPPER
 
     level = None if name in LONG_NAMES else UPPER.fullmatch(name)
     found = LONG_NAMES.get(level[1] if level else name)
