@@ -382,15 +382,15 @@ def test_what_is_calibrated_on_few_alike_errors_covers_new_ones_as_promised():
 
 
 def test_few_rows_widen_all_intervals_the_more_the_farther_ahead():
-    """By 18 times the step over the rows squared; no step counts for more than the rows."""
+    """By 62 times the step over the rows to the power of 2.5; no step counts for more than the rows."""
     levels = np.array([NormalDist().inv_cdf(q) for q in QUANTILES])
     quantiles, truth = np.broadcast_to(levels, (2, 4, 1, len(QUANTILES))), np.zeros((2, 4, 1))
     factors = Judged.of(quantiles, truth, np.array([11, 12])).factors()
     np.testing.assert_allclose(factors[1:5], 1.0)  # too few values to judge by
     assert factors[0] > 1.0
-    np.testing.assert_allclose(few_rows(16, 3), [1 + 18 / 256, 1 + 36 / 256, 1 + 54 / 256])
+    np.testing.assert_allclose(few_rows(16, 3), [1 + 62 / 1024, 1 + 124 / 1024, 1 + 186 / 1024])
     assert few_rows(4000, 100).max() < 1.001
-    assert few_rows(8, 500)[-1] == few_rows(8, 8)[-1] == 1 + 18 / 8
+    assert few_rows(8, 500)[-1] == few_rows(8, 8)[-1] == 1 + 62 / 8**1.5
     result = forecast_table(
         pd.DataFrame({"y": np.random.default_rng(0).normal(size=14).cumsum()}), 6, methods=("naive", "drift"), seconds=3
     )

@@ -34,8 +34,8 @@ ERRORS_A_WINDOW, WINDOWS_ALIKE = 4, 1.5
 DOUBT = 6.0  # windows at which a factor is believed by half; with a third of them by a tenth, with three times as many by nine
 # Of the widest pair's width, over the windows: what is added for errors of a kind that so few windows do not show.
 UNSEEN = 0.3
-# What few rows do not tell of level and trend grows with every step: 16 rows widen the sixth's interval by two fifths.
-TREND_DOUBT = 18.0  # times the step over the square of the rows
+# What few rows do not tell of level and trend grows with every step: 16 rows widen the sixth's interval by a third.
+TREND_DOUBT, TREND_POWER = 62.0, 2.5  # times the step over this power of the rows
 LEAST, MOST = 0.25, 4.0  # bounds of a factor
 FEWEST = 20  # values, to judge by
 MOST_CELLS = 40_000  # kept of a test: a random share where there are more
@@ -119,7 +119,7 @@ def few_rows(rows: int | NDArray[np.int64], horizon: int) -> NDArray[np.float64]
     doubted more than the one as far ahead as the history is long.
     """
     known = np.asarray(rows, np.float64)[..., None]
-    return np.asarray(1 + TREND_DOUBT * np.minimum(np.arange(1, horizon + 1), known) / known**2)
+    return np.asarray(1 + TREND_DOUBT * np.minimum(np.arange(1, horizon + 1), known) / known**TREND_POWER)
 
 
 def weighted_quantile(values: Array, weights: Array, level: float) -> float:
