@@ -252,6 +252,21 @@ def test_a_quiet_series_has_nothing_that_stands_out():
     assert found.plot().axes
 
 
+@pytest.mark.parametrize("values", [np.arange(1, 13), 100 + 2 * np.arange(40), 5 - np.arange(60)])
+def test_a_straight_line_of_few_digits_has_nothing_that_stands_out(values):
+    """A forecast one unit off was called odd, since it was off by one everywhere and its intervals had no width."""
+    found = find_anomalies(pd.DataFrame({"x": values}))
+    assert len(found) == 0, found.to_text()
+
+
+@pytest.mark.parametrize("height", [1, 5])
+def test_a_single_change_of_a_series_that_stands_still_stands_out(height):
+    values = np.zeros(100)
+    values[70] = height
+    found = find_anomalies(pd.DataFrame({"x": values}))
+    assert found.value.tolist() == [height]
+
+
 def test_perceiving_a_series_tells_what_stands_out(path, tmp_path, capsys):
     frame = table(960)
     frame.loc[500, "load"] = 0

@@ -26,6 +26,7 @@ MAX_CELLS = 6_000_000  # rows x series that are looked at
 MIN_ROWS = 12  # of shorter ones one to three errors are the whole interval: 19 of 20 noise series of 4 to 8 rows had an odd value
 THRESHOLD = 2.0  # times as far from the forecast as the end of its 95 % interval
 MIN_REACH = 1e-2  # of the deviation of the series: a forecast without any error would make everything odd
+ROUNDING = 1e-6  # of the deviation: values of this distance are the same
 LOW, HIGH, MIDDLE = (QUANTILES.index(q) for q in (0.1, 0.9, 0.5))
 FROM_80_TO_95 = (
     1.96 / 1.2816
@@ -61,14 +62,15 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
     method = _method(values, prepared.period, block)
     # A regression that sees only half of its window is of little use.
     start = max(start, min(getattr(method, "lookback", 0), len(values) // 4))
-    *_, cleaned = _expected(method, values, truth, prepared.period, block, start, threshold)
+    least = np.maximum(MIN_REACH, _resolution(truth) / threshold)
+    *_, cleaned = _expected(method, values, truth, prepared.period, block, start, threshold, least)
     # Once more from what is left when the odd values are out: they had widened the intervals and bent the regression.
     method = _method(cleaned, prepared.period, block)
-    expected, low, high, _ = _expected(method, cleaned, truth, prepared.period, block, start, threshold)
+    expected, low, high, _ = _expected(method, cleaned, truth, prepared.period, block, start, threshold, least)
     with np.errstate(all="ignore"):
         distance = truth - expected
         reach = np.where(distance >= 0, high - expected, expected - low)
-        size = np.abs(distance) / np.maximum(reach, MIN_REACH)
+        size = np.abs(distance) / np.maximum(reach, least)
     notices = list(prepared.notices)
     if len(values) < MIN_ROWS:
         size[:], start = 0, len(values)
@@ -113,7 +115,7 @@ def _method(values: Array, period: int, block: int) -> Any:
 
 
 def _expected(
-    method: Any, values: Array, truth: Array, period: int, block: int, start: int, threshold: float
+    method: Any, values: Array, truth: Array, period: int, block: int, start: int, threshold: float, least: Array
 ) -> tuple[Array, Array, Array, Array]:
     """TxV medians and ends of 95 % intervals, NaN before the first block; and the values with odd ones replaced."""
     origins = list(range(start, len(values), block))
@@ -137,11 +139,25 @@ def _expected(
         reach = np.where(
             seen >= middle, high[origin : origin + len(seen)] - middle, middle - low[origin : origin + len(seen)]
         )
-        odd = np.abs(seen - middle) > threshold * np.maximum(reach, MIN_REACH)
+        odd = np.abs(seen - middle) > threshold * np.maximum(reach, least)
         odd &= odd.mean(axis=0) < 0.5  # a block that is odd throughout is a new level, which the next one starts from
         seen[odd] = middle[odd]
     n = len(values)
     return expected[:n], low[:n], high[:n], cleaned
+
+
+def _resolution(truth: Array) -> NDArray[np.float64]:
+    """V; the least difference between two values, if rows usually change by as much: an error up to it is none that
+    the series could show. 0 for a series that mostly stands still, where a single change is what stands out.
+    """
+    found = np.zeros(truth.shape[1])
+    for number, series in enumerate(truth.T):
+        known = series[np.isfinite(series)]
+        gaps = np.diff(np.unique(known))
+        gaps = gaps[gaps > ROUNDING]
+        if len(gaps):
+            found[number] = min(gaps.min(), np.median(np.abs(np.diff(known)))) + ROUNDING
+    return found
 
 
 def _worst_of_runs(size: Array, threshold: float, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
