@@ -39,9 +39,8 @@ SUMS, A, B = 0, 1, 2
 ROWS, COLUMNS = HALVES * SIDE, HALVES * SIDE  # of a tile
 LINE_FLOATS = 16  # of a line of the caches, and of a register
 REGISTER_FLOATS = SIDE * LINE_FLOATS
-PITCH_FLOATS = (
-    REGISTER_FLOATS + LINE_FLOATS
-)  # from one register of A to the next: the pieces of a row lie in all sets of the first-level cache then
+# From one register of A to the next: the pieces of a row lie in all sets of the first-level cache then.
+PITCH_FLOATS = REGISTER_FLOATS + LINE_FLOATS
 STEP_FLOATS_A, STEP_FLOATS_B = PARTS * PITCH_FLOATS, PARTS * REGISTER_FLOATS  # of 16 rows of A and 16 columns of B
 TILE_FLOATS = ROWS * COLUMNS  # of its sums
 BLOCK_BYTES = 512 * 1024  # of A's rows that meet one panel after the other: a part of the second-level cache

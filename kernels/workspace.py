@@ -6,9 +6,8 @@ import threading
 import torch
 from torch import Tensor
 
-MAX_KEPT_FLOATS = (
-    1024 * 1024
-)  # times torch's threads, for each thread that calls and each use; what is larger is freed after the call
+# Times torch's threads, for each thread that calls and each use; what is larger is freed after the call.
+MAX_KEPT_FLOATS = 1024 * 1024
 
 _mine = threading.local()
 

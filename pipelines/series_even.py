@@ -32,10 +32,8 @@ MIN_TELLING = 10  # rows with a value, to tell the step without the empty ones
 MAX_OFF = 0.1  # of the rows off the grid may stay so when the empty ones have gone
 EVEN_SHARE = 0.5  # of the gaps are exactly the step of a table whose times need no mending
 NEAR = 0.03  # of a round step, within which it is what the clock was set to
-MOST_GAPS, GAPS_SHARE = (
-    5,
-    0.5,
-)  # a clock that misses steps has few kinds of gaps; so many that hold less of them are none
+# A clock that misses steps has few kinds of gaps: the five commonest hold half of all gaps.
+MOST_GAPS, GAPS_SHARE = 5, 0.5
 FILLED = 0.85  # of the steps that irregular rows are averaged over hold one
 MIN_TAIL = 50  # rows at a step of their own at the end of a table of mixed steps, which are worth more than a refusal
 

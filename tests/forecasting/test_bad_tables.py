@@ -541,6 +541,13 @@ def test_shares_stay_within_the_whole(tmp_path):
     assert other.quantile(0.975).max() > 105
 
 
+def test_a_rise_that_has_come_to_100_may_go_on(tmp_path):
+    values = np.concatenate([np.linspace(40, 99.5, 58), [100, 100]]).round(1)
+    result = forecast(tmp_path, csv(hours(60), values, "date,sold"))
+    assert result.quantile(0.975).max() > 100
+    assert not said(result, "no forecast exceeds")
+
+
 def test_what_only_the_owner_can_judge_is_said(tmp_path):
     values = wave()
     stuck = np.where(np.arange(LENGTH) < 250, values, values[249])

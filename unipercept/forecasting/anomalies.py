@@ -28,9 +28,8 @@ THRESHOLD = 2.0  # times as far from the forecast as the end of its 95 % interva
 MIN_REACH = 1e-2  # of the deviation of the series: a forecast without any error would make everything odd
 ROUNDING = 1e-6  # of the deviation: values of this distance are the same
 LOW, HIGH, MIDDLE = (QUANTILES.index(q) for q in (0.1, 0.9, 0.5))
-FROM_80_TO_95 = (
-    1.96 / 1.2816
-)  # of a normal distribution: the tails themselves are what is looked for, so they must not set the interval
+# Of a normal distribution: the tails themselves are what is looked for, so they must not set the interval.
+FROM_80_TO_95 = 1.96 / 1.2816
 
 
 @on_cpu

@@ -257,7 +257,9 @@ def _ceilings(measured: NDArray[np.float64], names: Sequence[str]) -> NDArray[np
         top = 1.0 if values.max() <= 1 else 100.0
         if values.min() < 0 or values.max() > top:
             continue
-        reached = (values == top).sum() >= max(2, CEILING_SHARE * len(values))
+        at_top = values == top
+        visits = np.count_nonzero(np.diff(at_top, prepend=False) & at_top)  # a rise that has just come to 100 is one
+        reached = visits >= 2 and at_top.mean() >= CEILING_SHARE
         if reached or (re.search(r"(?i)%|percent|pct|prozent", name) and values.max() >= 0.99 * top):
             found[v] = top
     return found
