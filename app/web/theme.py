@@ -36,9 +36,10 @@ CSS = """
 .up-plain {border-left-color: var(--border-color-primary)}
 .up-facts {border-collapse: collapse; font-size: .88rem; width: 100%}
 .up-facts th {text-align: left; font-weight: 600; white-space: nowrap; padding: .25rem .8rem .25rem 0; vertical-align: top}
+.up-facts thead th {white-space: normal; vertical-align: bottom}
 .up-facts td {padding: .25rem .6rem .25rem 0; overflow-wrap: anywhere; vertical-align: top; font-variant-numeric: tabular-nums}
 .up-facts td.up-short {white-space: nowrap}
-.up-facts td:not(.up-short):not(:only-of-type) {min-width: 13rem}
+.up-facts td:not(.up-short):not(:only-of-type) {min-width: min(13rem, 28vw)}
 .up-facts tr {border-bottom: 1px solid var(--border-color-primary)}
 .up-scroll {overflow-x: auto}
 .up-matrix {border-collapse: collapse; font-size: .82rem}
