@@ -17,7 +17,7 @@ from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.backtest import Plan, backtest, plan_origins
 from unipercept.forecasting.baselines import Drift, LastPeriod, Naive, SeasonalDrift, SeasonalNaive
 from unipercept.forecasting.ces import Ces
-from unipercept.forecasting.choose import SPREAD, _weights, choose, mixed_quantiles
+from unipercept.forecasting.choose import SPREAD, Choice, _weights, choose, mixed_quantiles
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.forecast import forecast_table
@@ -215,6 +215,11 @@ def judged(values, horizon=24, methods=None):
     frame = pd.DataFrame(values, index=pd.date_range("2024-01-01", periods=len(values), freq="h"))
     prepared = prepare(frame, horizon=horizon)
     return backtest(prepared, methods or [Naive(), SeasonalNaive(24), Linear(24)], horizon, seconds=20)
+
+
+def test_methods_that_hardly_count_are_told_together():
+    choice = Choice(("naive", "ETS", "drift", "theta"), np.array([[0.004], [0.7], [0.0], [0.296]]), *[None] * 6)
+    assert choice.told_shares() == "70 % ETS, 30 % theta, under 0.5 %: naive"
 
 
 def test_the_choice_is_never_worse_than_seasonal_naive_at_the_origins_that_chose():

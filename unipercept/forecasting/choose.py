@@ -87,8 +87,10 @@ class Choice:
         return mixed_quantiles(self.names, quantiles, self.weights, self.spread_share)
 
     def told_shares(self) -> str:
-        """Every method with its share."""
-        return ", ".join(f"{100 * share:.0f} % {name}" for name, share in self.shares.items())
+        """Every method with its share; those under half a percent together."""
+        told = [f"{100 * share:.0f} % {name}" for name, share in self.shares.items() if share >= 0.005]
+        rest = [name for name, share in self.shares.items() if share < 0.005]
+        return ", ".join(told + [f"under 0.5 %: {', '.join(rest)}"] * bool(rest))
 
 
 def choose(found: Backtest) -> Choice:
