@@ -25,7 +25,7 @@ from unipercept.app.forecaster.cascade_file import DEFAULT, load_cascade
 from unipercept.app.forecaster.ensemble import TendencyNoise, one_step_shares
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 SHOWN_STEPS = (1, 2, *range(4, 29, 4))
 

@@ -23,15 +23,8 @@ from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
 from unipercept.pipelines.detect import is_zarr, zipped_zarr
 from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.netcdf import open_netcdf
-from unipercept.pipelines.weather_fields import (
-    CHANNEL_SETS,
-    Channel,
-    area_weights,
-    canonical_grid,
-    find_channels,
-    first_lead,
-    grid_facts,
-)
+from unipercept.pipelines.weather_fields import CHANNEL_SETS, Channel, find_channels
+from unipercept.pipelines.weather_grid import area_weights, canonical_grid, first_lead, grid_facts
 from unipercept.pipelines.weather_values import doubt, limits_of, without_codes
 
 if TYPE_CHECKING:

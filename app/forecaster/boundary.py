@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.depthwise_conv2d.padding import Padding, pad
-from unipercept.pipelines.weather_fields import grid_facts
+from unipercept.pipelines.weather_grid import grid_facts
 
 WIND = re.compile(r"[uv]\d*|10[uv]|[uv]10m?")
 """East and north components of the horizontal wind: both turn round where a meridian is followed over a pole."""

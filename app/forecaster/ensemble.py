@@ -20,7 +20,7 @@ from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.windows import window_starts
 from unipercept.blocks import DropPath
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 EARTH_RADIUS_KM = 6371.0
 N_WAVES = 256  # cosines that make up a random field: its values are normal to 1 / sqrt(256)

@@ -15,15 +15,8 @@ from numpy.typing import NDArray
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset, stored_limits
-from unipercept.pipelines.weather_fields import (
-    INITIAL_NAMES,
-    LEAD,
-    LEAD_NAMES,
-    Channel,
-    canonical_grid,
-    find_channels,
-    lead_spans,
-)
+from unipercept.pipelines.weather_fields import Channel, find_channels
+from unipercept.pipelines.weather_grid import INITIAL_NAMES, LEAD, LEAD_NAMES, canonical_grid, lead_spans
 from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
 if TYPE_CHECKING:

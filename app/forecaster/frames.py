@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError
 from unipercept.pipelines.weather import Fields, WeatherConfig, WeatherPipeline, doubts, read_block
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 BLOCK_BYTES = 128 << 20  # fields in memory while statistics are taken
 HOUR = np.timedelta64(1, "h")

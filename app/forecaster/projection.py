@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.pipelines.weather_fields import grid_facts
+from unipercept.pipelines.weather_grid import grid_facts
 
 Array = NDArray[Any]
 EQUAL_EARTH = (1.340264, -0.081106, 0.000893, 0.003796)  # Šavrič, Patterson and Jenny (2018), equation 8

@@ -18,7 +18,7 @@ from unipercept.app.forecaster.cf import LONG_NAMES
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.writer import UPPER
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 CHARBONNIER = 1e-3  # normalised units below which the loss is a parabola
 SURFACE_WEIGHTS = {"t2m": 1.0}  # other surface channels 0.1; source: GraphCast, table of loss weights

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 Array = NDArray[Any]
 TROPICS_DEGREES = 20.0

@@ -26,7 +26,7 @@ from unipercept.app.forecaster.score_formulas import (
     zonal_spectrum,
 )
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import area_weights, grid_facts
+from unipercept.pipelines.weather_grid import area_weights, grid_facts
 
 if TYPE_CHECKING:
     import xarray

@@ -11,7 +11,9 @@ from unipercept.app.forecaster.fields import open_fields
 from unipercept.errors import InputError
 from unipercept.pipelines.detect import detect_modality
 from unipercept.pipelines.weather import WeatherConfig, WeatherPipeline
-from unipercept.pipelines.weather_fields import GRAVITY, PUYUN69, WB69, area_weights
+from unipercept.pipelines.weather_fields import PUYUN69, WB69
+from unipercept.pipelines.weather_grid import area_weights
+from unipercept.pipelines.weather_units import GRAVITY
 
 xr = pytest.importorskip("xarray")
 pytest.importorskip("netCDF4")

@@ -7,7 +7,7 @@ from tests.app.forecaster.conftest import CHANNELS, waves
 from unipercept.app.forecaster import frames as module
 from unipercept.app.forecaster.frames import Frames
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 
 @pytest.mark.parametrize("block_bytes", [128 << 20, 3 * 4 * 3 * 8 * 16])

@@ -21,7 +21,8 @@ from unipercept.app.forecaster.frames import Frames, Grid
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.writer import ForecastWriter, progress_file, variables_of
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import PUYUN69, area_weights
+from unipercept.pipelines.weather_fields import PUYUN69
+from unipercept.pipelines.weather_grid import area_weights
 
 TIMES = ["2020-01-02T00", "2020-01-03T12"]
 

@@ -12,7 +12,7 @@ from unipercept.app.forecaster.dynamics.lift import (
 )
 from unipercept.app.forecaster.dynamics.quasigeostrophic import QuasiGeostrophic, seconds_of
 from unipercept.errors import InputError
-from unipercept.pipelines.weather_fields import area_weights
+from unipercept.pipelines.weather_grid import area_weights
 
 
 @pytest.fixture(scope="module")
