@@ -38,9 +38,8 @@ OWN_DIRECTIONS = 16  # of the covariance of a class, likewise
 OWN_FROM = 200  # recordings of each class
 RECORDINGS_A_DIRECTION = 6  # at least
 USUAL = 0.95  # share of the validation recordings that counts as usual
-SMALLEST_SCALE = (
-    0.01  # of a view's median one: a channel that is dead in training is no proof of being out of distribution
-)
+# Of a view's median one: a channel that is dead in training is no proof of being out of distribution.
+SMALLEST_SCALE = 0.01
 TEXTURE_STAGE = 1  # the second
 BESIDE = "familiar.safetensors"
 

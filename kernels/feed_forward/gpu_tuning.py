@@ -69,10 +69,8 @@ def _compile(run: Callable[[Tile], Any], y: Tensor, tiles: Sequence[Tile]) -> No
     """Run each once, in threads: compiling is what takes the time, and most of it can be done side by side."""
 
     def attempt(tile: Tile) -> None:
-        with (
-            on_device_of(y),
-            suppress(Exception),
-        ):  # what fails here fails again, and is dealt with, when it is measured
+        # What fails here fails again, and is dealt with, when it is measured.
+        with on_device_of(y), suppress(Exception):
             run(tile)
 
     with ThreadPoolExecutor(THREADS) as pool:
