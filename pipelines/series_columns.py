@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
-from unipercept.pipelines.series_clock import (
+from unipercept.pipelines.series_times import (
+    FIRST_YEAR,
+    LAST_YEAR,
+    in_range,
+    is_date_name,
+    iso_weeks,
+    lacks_year,
     TimeReading,
     month_numbers,
     recognise_numbers,
@@ -46,6 +52,8 @@ PART_WORDS = {
     "minute": ("minute",),
     "second": ("second",),
 }  # fmt: skip
+PERIOD_WORDS = r"(?i)hour|hr|^he$|stunde|heure|hora|uur|period|interval|slot|time"  # columns that count a day's parts
+PERIODS_OF_DAY = (24, 48, 96, 144, 288, 1440)
 ROW_NUMBER_WORDS = ("", "index", "id", "row", "rownames", "row_number", "row_id", "no", "no.", "nr", "#")
 MIN_REPEATED = 0.02  # of the rows: with fewer a time that is there twice is no sign of several series
 MIN_EVEN = 0.7  # of a series' gaps are alike
@@ -81,62 +89,97 @@ def find_time(
     if wanted is None and isinstance(table.index, pd.PeriodIndex):
         table = table.set_axis(table.index.to_timestamp())
     if wanted is None and isinstance(table.index, pd.DatetimeIndex):
-        return _naive(pd.Series(table.index), notes), table.reset_index(drop=True)
+        return _naive(pd.Series(table.index), source, notes), table.reset_index(drop=True)
     by_name = {str(name): name for name in table.columns}
-    candidates = [by_name[wanted]] if wanted is not None else list(table.columns)
     # Text that reads as times is surer than numbers that might be; among equals a telling name comes first.
-    readings: list[tuple[Any, TimeReading | None]] = []
-    for name in sorted(candidates, key=lambda name: not says_time(name)):
-        column = table[name]
-        if pd.api.types.is_datetime64_any_dtype(column):
-            readings.append((name, None))
-            break
-        if not pd.api.types.is_numeric_dtype(column) and (found := _text_reading(column, source)) is not None:
-            readings.append((name, found))
-            break
-    if not readings:
-        joined = _from_parts(table, notes) if wanted is None else None
-        if joined is not None:
-            return joined
-        for position, name in enumerate(table.columns):
-            if (
-                name not in candidates
-                or not pd.api.types.is_numeric_dtype(table[name])
-                or pd.api.types.is_bool_dtype(table[name])
-            ):
-                continue
-            named = says_time(name) or wanted is not None
-            if (named or position == 0) and (found := recognise_numbers(table[name], is_named=named)) is not None:
-                readings.append((name, found))
-                break
-    if not readings:
+    candidates = [by_name[wanted]] if wanted is not None else sorted(table.columns, key=lambda n: not says_time(n))
+    found = _text_times(table, candidates, source)
+    if found is None and wanted is None and (joined := _from_parts(table, notes)) is not None:
+        return joined
+    found = found or _number_times(table, candidates, wanted)
+    if found is None:
         if wanted is not None:
             raise InputError(
-                f"{source}: column {wanted!r} does not read as times (its first cell: {one_line(table[by_name[wanted]].iloc[0], 40)!r})"
+                f"{source}: column {wanted!r} does not read as times (its first cell: {_first_cell(table[by_name[wanted]])!r})"
             )
-        return None, table.reset_index(drop=True)
-    name, reading = readings[0]
+        return None, _without_unread_times(table.reset_index(drop=True), source, notes)
+    name, reading = found
     notes.append(f"time from column {str(name)!r}{reading.said if reading else ''}")
     times = table[name] if reading is None else reading.parse(table[name])
     rest = table.drop(columns=[name]).reset_index(drop=True)
-    stamps, rest = _with_clock_column(_naive(times, notes), rest, notes)
+    stamps, rest = _with_clock_column(_naive(times, source, notes), rest, notes)
     return stamps, rest
 
 
-def _text_reading(column: pandas.Series[Any], source: str) -> TimeReading | None:
+def _text_times(table: pandas.DataFrame, candidates: list[Any], source: str) -> tuple[Any, TimeReading | None] | None:
+    """The first column of datetimes, or of text that reads as times.
+
+    Raises:
+        InputError: the only such columns may be day first or month first.
+    """
     import pandas as pd
 
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = pd.Series(column.cat.categories)
-    reading = recognise_times(column)
-    if reading is not None and reading.is_open and (settled := settled_by_steps(column, reading)) is not None:
-        return settled
-    if reading is not None and reading.is_open:
+    unclear = None
+    for name in candidates:
+        column = table[name]
+        if pd.api.types.is_datetime64_any_dtype(column):
+            if column.nunique() > 1 or len(candidates) == 1:
+                return name, None
+        elif not pd.api.types.is_numeric_dtype(column):
+            cells = column.drop_duplicates()  # in the order of the file
+            reading = recognise_times(cells) if cells.count() > 1 or len(candidates) == 1 else None
+            if reading is not None and reading.is_open:
+                settled = settled_by_steps(cells, reading)
+                unclear, reading = (unclear if settled else unclear or name), settled
+            if reading is not None:
+                return name, reading
+    if unclear is not None:
         raise InputError(
-            f"{source}: the dates of column {str(column.name)!r} read as day first and as month first alike "
-            f"({one_line(column.dropna().iloc[0], 40)!r}); write them as YYYY-MM-DD"
+            f"{source}: the dates of column {str(unclear)!r} read as day first and as month first alike "
+            f"({_first_cell(table[unclear])!r}); write them as YYYY-MM-DD"
         )
-    return reading
+    return None
+
+
+def _number_times(table: pandas.DataFrame, candidates: list[Any], wanted: str | None) -> tuple[Any, TimeReading] | None:
+    """A column of numbers that read as times: one whose name says so, or the first."""
+    import pandas as pd
+
+    for name in candidates:
+        column, named = table[name], says_time(name) or wanted is not None
+        if pd.api.types.is_bool_dtype(column) or not (named or name == table.columns[0]):
+            continue
+        reading = recognise_numbers(column, is_named=named) if pd.to_numeric(column, errors="coerce").notna().mean() > 0.5 else None
+        if reading is not None:
+            return name, reading
+    return None
+
+
+def _without_unread_times(table: pandas.DataFrame, source: str, notes: list[str]) -> pandas.DataFrame:
+    """The table without a column that counts up, is called a date and does not read as one.
+
+    Raises:
+        InputError: the dates have no year.
+    """
+    import pandas as pd
+
+    for name in table.columns:
+        column, is_number = table[name], pd.api.types.is_numeric_dtype(table[name])
+        if not is_number and (says_time(name) or name == table.columns[0]) and lacks_year(column):
+            raise InputError(
+                f"{source}: the dates of column {str(name)!r} have no year ({_first_cell(column)!r}); write them as YYYY-MM-DD"
+            )
+        if not says_time(name) or (is_number and not (is_date_name(name) and column.is_monotonic_increasing)):
+            continue
+        notes.append(f"column {str(name)!r} does not read as times (its first cell: {_first_cell(column)!r})")
+        if is_number and table.shape[1] > 1:
+            return table.drop(columns=[name])
+    return table
+
+
+def _first_cell(column: pandas.Series[Any]) -> str:
+    known = column.dropna()
+    return one_line(known.iloc[0], 40) if len(known) else ""
 
 
 def _from_parts(table: pandas.DataFrame, notes: list[str]) -> tuple[NDArray[Any], pandas.DataFrame] | None:
@@ -159,7 +202,7 @@ def _from_parts(table: pandas.DataFrame, notes: list[str]) -> tuple[NDArray[Any]
     if "month" in used and cells["month"].isna().all():
         cells["month"] = month_numbers(table[found["month"]])
     if is_weekly:
-        stamps = _iso_weeks(cells["year"], cells["week"])
+        stamps = iso_weeks(cells["year"], cells["week"])
     else:
         if used[1] == "quarter":
             cells["month"] = cells.pop("quarter") * 3 - 2
@@ -171,41 +214,60 @@ def _from_parts(table: pandas.DataFrame, notes: list[str]) -> tuple[NDArray[Any]
     return stamps.to_numpy("datetime64[ns]"), rest.reset_index(drop=True)
 
 
-def _iso_weeks(year: pandas.Series[Any], week: pandas.Series[Any]) -> pandas.Series[Any]:
-    """The Monday of each week; the first of a year is the one that holds January 4."""
-    import pandas as pd
-
-    valid = year.between(1900, 2100) & week.between(1, 53)
-    fourth = pd.to_datetime(year.where(valid).astype("Int64").astype("string") + "-01-04", errors="coerce")
-    monday = fourth - pd.to_timedelta(fourth.dt.day_of_week, unit="D")
-    return monday + pd.to_timedelta((week.where(valid) - 1) * 7, unit="D")
-
-
 def _with_clock_column(
     stamps: NDArray[Any], table: pandas.DataFrame, notes: list[str]
 ) -> tuple[NDArray[Any], pandas.DataFrame]:
-    """Dates with the time of day of another column added, where the dates repeat and one reads as HH:MM."""
+    """Dates with the time of day of another column added, where the dates repeat and one reads as HH:MM or counts the
+    hours or other even periods of the day.
+    """
     import pandas as pd
 
     known = stamps[~np.isnat(stamps)]
     if not len(known) or (known != known.astype("datetime64[D]")).any() or len(np.unique(known)) > 0.6 * len(known):
         return stamps, table
     for name in table.columns:
-        if pd.api.types.is_numeric_dtype(table[name]):
-            continue
         text = table[name].astype("string").str.strip()
-        if text.str.fullmatch(r"\d{1,2}[:.]\d{2}([:.]\d{2}(\.\d+)?)?").mean() > 0.9:
-            full = text.str.replace(".", ":", regex=False).where(
-                text.str.count(r"[:.]") == 2, text.str.replace(".", ":", regex=False) + ":00"
+        if text.str.fullmatch(r"\d{1,2}[:.h]\d{2}([:.]\d{2}(\.\d+)?)?").mean() > 0.9 and not pd.api.types.is_numeric_dtype(
+            table[name]
+        ):
+            full = text.str.replace(r"[.h]", ":", regex=True).where(
+                text.str.count(r"[:.h]") == 2, text.str.replace(r"[.h]", ":", regex=True) + ":00"
             )
             clock = pd.to_timedelta(full, errors="coerce").to_numpy("timedelta64[ns]")
             notes.append(f"time of day from column {str(name)!r}")
             return stamps + clock, table.drop(columns=[name])
+        if re.search(PERIOD_WORDS, str(name)) and (period := _periods_of_day(stamps, text)) is not None:
+            first, length, clock = period
+            start = f", {first} begins at 00:00" if first else ""
+            notes.append(f"time of day from column {str(name)!r}, which counts steps of {length} minutes{start}")
+            return stamps + clock, table.drop(columns=[name])
     return stamps, table
 
 
-def _naive(times: Any, notes: list[str]) -> NDArray[Any]:
-    """Times in UTC without a zone: a clock change would otherwise make hours that are missing or there twice."""
+def _periods_of_day(stamps: NDArray[Any], text: pandas.Series[Any]) -> tuple[int, int, NDArray[Any]] | None:
+    """The first number, minutes and starts of the periods of the day that a column counts, each once a day; the day on
+    which clocks go back has more of them.
+    """
+    import pandas as pd
+
+    numbers = pd.to_numeric(text.str.extract(r"^\D{0,4}(\d{1,4})(?:\.0+)?$")[0], errors="coerce").astype("float64")
+    if numbers.isna().mean() > 0.1 or pd.DataFrame({"d": stamps, "n": numbers}).duplicated().mean() > 0.01:
+        return None
+    first = int(numbers.min())
+    last = float(numbers.quantile(0.99))
+    count = next((n for n in PERIODS_OF_DAY if n - 1 <= last - first + 1 <= n), None)
+    if first not in (0, 1) or count is None:
+        return None
+    minutes = 1440 // count
+    return first, minutes, pd.to_timedelta((numbers - first) * minutes, unit="min").to_numpy("timedelta64[ns]")
+
+
+def _naive(times: Any, source: str, notes: list[str]) -> NDArray[Any]:
+    """Times in UTC without a zone: a clock change would otherwise make hours that are missing or there twice.
+
+    Raises:
+        InputError: none lies in the years that can be forecast.
+    """
     import pandas as pd
 
     times = pd.Series(times)
@@ -217,7 +279,10 @@ def _naive(times: Any, notes: list[str]) -> NDArray[Any]:
             else f"times were in {zone}; they are kept in UTC"
         )
         times = times.dt.tz_convert("UTC").dt.tz_localize(None)
-    return np.array(times.to_numpy("datetime64[ns]"))
+    within = in_range(times)
+    if within.isna().all() and times.notna().any():
+        raise InputError(f"{source}: no time lies between the years {FIRST_YEAR} and {LAST_YEAR} (the first: {times.dropna().iloc[0]})")
+    return np.array(within.to_numpy("datetime64[ns]"))
 
 
 def find_series(

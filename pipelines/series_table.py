@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, counted
-from unipercept.pipelines.series_clock import Step, recognise_numbers, says_time
+from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_columns import (
     MAX_COLUMNS,
     drop_sentinels,
@@ -31,6 +31,7 @@ from unipercept.pipelines.series_columns import (
 )
 from unipercept.pipelines.series_even import on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
+from unipercept.pipelines.series_times import recognise_numbers, says_time
 from unipercept.pipelines.table_file import read_frame, shortened
 from unipercept.pipelines.table_head import upright
 

@@ -22,7 +22,7 @@ import numpy as np
 from unipercept.errors import InputError, MissingDependencyError, counted, one_line
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.files import check_file, open_error
-from unipercept.pipelines.series_clock import TimeReading, recognise_times
+from unipercept.pipelines.series_times import TimeReading, recognise_times
 from unipercept.pipelines.table_head import (
     MAX_HEADER_LINES,
     ROWS_BELOW,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from unipercept.errors import counted
 from unipercept.pipelines.cells import MISSING_WORDS
-from unipercept.pipelines.series_clock import month_numbers, recognise_times
+from unipercept.pipelines.series_times import is_time, month_numbers, recognise_times
 
 if TYPE_CHECKING:
     import pandas
@@ -65,18 +66,15 @@ def times_of(names: list[Any]) -> NDArray[Any] | None:
     """A table's column names as times, NaT for those that are names; None if they are names altogether."""
     import pandas as pd
 
-    text = pd.Series([str(name).strip() for name in names], dtype="string")
-    is_date = text.str.contains(r"^(?:\d{1,4}[-/.]\d{1,2}|\d{4}[-_ ]?[QqMm]\d|[A-Za-z]{3,9}[- ]\d{2,4}$)").to_numpy(
-        bool
-    )
+    text = pd.Series([re.sub(r"\.\d$", "", str(name).strip()) for name in names], dtype="string")
+    is_date = np.array([is_time(name) for name in text], bool)
     is_year = text.str.fullmatch(r"[12]\d{3}").to_numpy(bool)
     stamps = np.full(len(text), np.datetime64("NaT"), "datetime64[ns]")
     if is_date.sum() >= MIN_TIMES:
-        dates = text[is_date].str.replace(r"(?i)^(\d{4})M(\d{1,2})$", r"\1-\2", regex=True)
-        reading = recognise_times(dates)
+        reading = recognise_times(text[is_date])
         if reading is None or reading.is_open or reading.has_zone:
             return None
-        stamps[is_date] = reading.parse(dates).to_numpy("datetime64[ns]")
+        stamps[is_date] = reading.parse(text[is_date]).to_numpy("datetime64[ns]")
     elif is_year.sum() >= MIN_YEARS:
         years = text[is_year].astype(int).to_numpy()
         if not all(YEARS[0] <= year <= YEARS[1] for year in years) or len(set(np.diff(years))) != 1:
