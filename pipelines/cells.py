@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unipercept.errors import counted, one_line
+from unipercept.pipelines.series_times import ascii_digits
 
 if TYPE_CHECKING:
     import pandas
 
 MISSING_WORDS = frozenset((
     "", "-", "--", "---", "?", ".", "na", "n/a", "nan", "null", "none", "nil", "missing", "#n/a", "#value!",
-    "#ref!", "n.a.", "k.a.", "keine", "fehlt", "inf", "-inf",
+    "#ref!", "n.a.", "k.a.", "keine", "fehlt", "inf", "-inf", "#div/0!", "#name?", "#num!", "#null!", "#nv", "#wert!",
+    "#bezug!", "#zahl!", "n.d.", "nd", "s/d", "..", "...", "…", ":",
 ))  # fmt: skip
 MAX_NOTED = 4  # columns of which each gets its own sentence
 MIN_NUMBERS = 0.5  # of the cells that are not empty; with fewer the column is text
@@ -32,7 +34,8 @@ class TextColumn:
     example: str = ""
     example_row: int = 0
     is_text: bool = False
-    seen: dict[str, int] = field(default_factory=dict)
+    has_decimal_commas: bool = False  # so that 1.234 is 1234
+    units: set[str] = field(default_factory=set)
 
     def notes(self) -> list[str]:
         if self.is_text:
@@ -42,6 +45,8 @@ class TextColumn:
             said.append(
                 f"{self.name}: {counted(self.n_rewritten, 'cell', 'cells')} with thousands signs, decimal commas or units read as numbers"
             )
+        if len(self.units) > 1:
+            said.append(f"{self.name}: cells in {' and '.join(sorted(self.units))} are read without converting these")
         if self.n_bad:
             said.append(
                 f"{self.name}: {self.n_bad} cell{'s' * (self.n_bad != 1)} of text among the numbers "
@@ -78,12 +83,18 @@ def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: 
     if record.is_text:
         return column
     text = column.astype("string").str.strip()
+    if not text.str.isascii().fillna(True).all():
+        text = text.map(ascii_digits, na_action="ignore").astype("string")
+    record.has_decimal_commas |= bool(text.str.fullmatch(r"\D{0,4}\d{1,3}(?:\.\d{3})+,\d+\D{0,4}").any())
     numbers = pd.to_numeric(text, errors="coerce")
+    grouped = text.str.fullmatch(GROUPED).fillna(False) if record.has_decimal_commas else None
+    if grouped is not None and grouped.any() and grouped[text.str.contains(".", regex=False).fillna(False)].mean() > 0.99:
+        numbers = numbers.mask(grouped)
     lower = text.str.lower()
     bad = numbers.isna() & ~lower.isin(MISSING_WORDS) & text.notna()
     rewritten = 0
     if bad.any():
-        mended = _rewritten(text[bad], beside=bool(numbers.notna().any()))
+        mended = _rewritten(text[bad], record, beside=bool(numbers.notna().any()))
         rewritten = int(mended.notna().sum())
         numbers = numbers.astype("Float64")
         numbers[bad] = mended
@@ -102,37 +113,53 @@ def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: 
     return numbers.astype("float64")
 
 
+GROUPED = r"[-+]?[1-9]\d{0,2}(?:\.\d{3})+"  # thousands between points
+MAX_UNITS = 3  # of a column; what has more of them is no number with a unit
 _SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "b": 1e9, "bn": 1e9}
+_SIDES = {"CR": 1.0, "DR": -1.0, "Cr": 1.0, "Dr": -1.0}  # of an account
+_CURRENCY = r"(?:[A-Za-z]{0,3}[$€£¥₹₩₽₺₫฿₴₪]|[A-Z]{3}(?=[-+\d])|Rs\.?|kr\.?)"
+_UNIT = r"(?:%|[a-zA-Z°µ€$£¥₹₩₽円元][\w°/%²³]{0,6})"
 
 
-def _rewritten(text: pandas.Series[Any], beside: bool = False) -> pandas.Series[Any]:
+def _rewritten(text: pandas.Series[Any], record: TextColumn, beside: bool = False) -> pandas.Series[Any]:
     """'1 234,5', '1,234.5', '12,34,567', '12.5 kWh', '7 %' and '(5)' as numbers; missing where none is meant.
 
     Args:
+        record: is told of the units.
         beside: the column holds plain numbers too, so that '1.2K' and '3M' among them mean thousands and
             millions rather than a unit.
     """
     import pandas as pd
 
     bare = text.str.replace(r"[\s\u00a0\u202f'’]", "", regex=True)
-    bare = bare.str.replace(r"^([$€£¥₹]?)[\u2212\u2013\ufe63\uff0d]", r"-\1", regex=True)  # minus signs of typesetters
+    bare = bare.str.replace(r"(?<=\d)(?:\*+|†|‡|\([a-zA-Z]{1,2}\)|\[\w{1,2}\])$", "", regex=True)  # footnotes
+    bare = bare.str.replace(rf"^({_CURRENCY}?)[\u2212\u2013\ufe63\uff0d]", r"-\1", regex=True)  # of typesetters
     # Negative numbers as accountants, (5), and SAP, 5-, write them.
     bare = bare.str.replace(r"^\((.*)\)$|^(\d.*)-$", r"-\1\2", regex=True)
-    bare = bare.str.replace(r"^([-+]?)(?:[$€£¥₹]|[A-Z]{3}(?=[-+\d]))", r"\1", regex=True)
-    unit = bare.str.extract(r"(?<=\d)(%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$")[0].fillna("")
-    bare = bare.str.replace(r"(?<=\d)(?:%|[a-zA-Z°µ€$£¥][\w°/%²³]{0,6})$", "", regex=True)
-    comma = bare.str.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
+    currency = bare.str.extract(rf"^[-+]?({_CURRENCY})")[0]
+    bare = bare.str.replace(rf"^([-+]?){_CURRENCY}", r"\1", regex=True)
+    unit = bare.str.extract(rf"(?<=\d)({_UNIT})$")[0].fillna("")
+    bare = bare.str.replace(rf"(?<=\d){_UNIT}$", "", regex=True)
+    if unit.nunique() > MAX_UNITS + 1:  # 01JAN2024, 2024M01: dates or codes
+        bare = bare.where(unit == "")
+    comma = bare.str.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+")
+    points = bare.str.fullmatch(GROUPED) & record.has_decimal_commas
     thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d{1,2}(,\d{2})+,\d{3}(\.\d+)?")
     # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where
     # every cell has three digits.
     with_comma = bare.str.contains(",", regex=False).fillna(False)
-    as_comma = comma & ~(thousands & (thousands[with_comma].mean() > 0.99))
+    are_thousands = not record.has_decimal_commas and with_comma.any() and thousands[with_comma].mean() > 0.99
+    as_comma = points | (comma & ~thousands if are_thousands else comma)
     english = bare.where(
         as_comma.fillna(False), bare.str.replace(",", "", regex=False).where(thousands.fillna(False), bare)
     )
     german = english.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
     numbers = pd.to_numeric(german.where(as_comma.fillna(False), english), errors="coerce").astype("Float64")
-    kinds = set(unit) | ({""} if beside else set())
-    if len(kinds) > 1 and kinds <= _SCALES.keys():
-        numbers = numbers * unit.map(_SCALES).astype("Float64")
+    kinds = set(unit[numbers.notna()]) | ({""} if beside else set())
+    for factors in (_SCALES, _SIDES):
+        if len(kinds) > 1 and kinds <= factors.keys() | {""}:
+            return numbers * unit.map(factors).fillna(1.0).astype("Float64")
+    record.units |= (kinds | set(currency[numbers.notna()].dropna())) - {""}
+    if {"%", ""} <= kinds:
+        record.units.add("plain numbers")
     return numbers

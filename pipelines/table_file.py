@@ -12,8 +12,9 @@ import lzma
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from unipercept.errors import InputError, MissingDependencyError, counted, one_l
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.series_times import TimeReading, recognise_times
+from unipercept.pipelines.legacy_text import legacy_encoding
 from unipercept.pipelines.table_head import (
     MAX_HEADER_LINES,
     ROWS_BELOW,
@@ -30,7 +32,7 @@ from unipercept.pipelines.table_head import (
     joined_names,
     n_header_lines,
 )
-from unipercept.pipelines.workbook import sheet_as_csv
+from unipercept.pipelines.workbook import is_workbook, sheet_as_csv, unzipped
 
 if TYPE_CHECKING:
     import pandas
@@ -40,6 +42,7 @@ CHUNK_ROWS = 500_000  # of a CSV, in memory as text at a time
 SNIFFED_BYTES = 1 << 16
 SNIFFED_ROWS = 1000
 MAX_LINES_OF_ROW = 20  # further ones than the first
+MAX_PREAMBLE = 50  # lines
 DELIMITERS = ";\t,|"
 
 
@@ -56,6 +59,7 @@ class Dialect:
     names: tuple[str, ...] = ()  # of a header of several lines
     n_header: int = 1  # these lines
     ends_empty: bool = False  # each row, but not the header, ends with a delimiter
+    codes: tuple[str | int, ...] = ()  # columns of digits that begin with zeros: names rather than numbers
 
 
 def read_frame(path: str | Path) -> tuple[pandas.DataFrame, list[str]]:
@@ -93,7 +97,7 @@ def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
     if head[:4] == b"\xd0\xcf\x11\xe0":
         raise InputError(f"{path} is an old Excel workbook; save it as .xlsx or CSV and give that")
     if head[:4] == b"PK\x03\x04":
-        with sheet_as_csv(path, notes) as written:
+        with sheet_as_csv(path, notes) if is_workbook(path) else unzipped(path, notes) as written:
             try:
                 return _read_csv(written, notes)
             except InputError as error:
@@ -110,7 +114,7 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
                 f"{path} is JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)"
             )
     dialect = sniff(path)
-    if dialect.encoding.startswith("utf-16"):
+    if dialect.encoding not in ("utf-8-sig", "cp1252"):
         notes.append(f"text in {dialect.encoding.upper()}")
     if dialect.decimal == ",":
         notes.append(f"decimal commas, columns between {_sign_name(dialect.delimiter)}")
@@ -127,11 +131,12 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
         chunksize=CHUNK_ROWS,
         on_bad_lines="error",
         low_memory=False,  # one type a column: a stray word must not leave a mixture behind
+        dtype=dict.fromkeys(dialect.codes, "str"),
         skipinitialspace=True,
     )
     with warnings.catch_warnings():  # of the empty last cell that index_col=False drops
         warnings.simplefilter("ignore", pd.errors.ParserWarning)
-        frame = _joined(chunks, notes)
+        frame = _joined(chunks, dialect, notes)
     if dialect.names:
         notes.append(f"a header of {dialect.n_header} lines, joined: {shortened(list(dialect.names), 3)}")
     if not dialect.has_header:
@@ -156,7 +161,7 @@ def _header_options(dialect: Dialect) -> dict[str, Any]:
     return {"header": 0 if dialect.has_header else None, "skiprows": dialect.skipped, **index}
 
 
-def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.DataFrame:
+def _joined(chunks: Iterator[pandas.DataFrame], dialect: Dialect, notes: list[str]) -> pandas.DataFrame:
     """The chunks as one frame. Text columns that are times or numbers are turned into them chunk by chunk."""
     import pandas as pd
     from pandas.api.types import is_bool_dtype, is_numeric_dtype, union_categoricals
@@ -176,8 +181,9 @@ def _joined(chunks: Iterator[pandas.DataFrame], notes: list[str]) -> pandas.Data
             if reading is not None and not reading.is_open:
                 column = reading.parse(column)
             elif reading is None and not is_numeric_dtype(column):
-                numbers.setdefault(name, TextColumn(str(name)))
-                column = read_text_column(column, numbers[name], row)
+                numbers.setdefault(name, TextColumn(str(name), has_decimal_commas=dialect.decimal == ","))
+                if name not in dialect.codes:
+                    column = read_text_column(column, numbers[name], row)
                 if not is_numeric_dtype(column):
                     column = column.astype("category")
             columns.setdefault(name, []).append(column)
@@ -221,21 +227,34 @@ def sniff(path: Path) -> Dialect:
     if "\0" in text:
         raise InputError(f"{path} is not text; expected {EXPECTED}")
     lines = lines[:SNIFFED_ROWS]
-    hashes = next((i for i, line in enumerate(lines) if not line.lstrip().startswith("#")), 0)
-    delimiter = _delimiter(lines[hashes:])
+    told = re.fullmatch(r"(?i)sep=(.)", lines[0].strip()) if lines else None  # for Excel
+    hashes = next((i for i, line in enumerate(lines) if i >= bool(told) and not line.lstrip().startswith("#")), 0)
+    delimiter = told[1] if told else _delimiter(lines[hashes:])
     skipped = hashes + _preamble(lines[hashes:], delimiter)
     numbered = [(number, cells) for number, line in enumerate(lines[skipped:]) if (cells := _cells(line, delimiter))]
     rows = [cells for _, cells in numbered]
     if not rows:
         raise InputError(f"{path} holds no table; expected {EXPECTED}")
-    decimal = "," if delimiter in ";\t| " and _comma_decimals(rows[1:]) else "."
+    decimal = "," if delimiter != "," and has_decimal_commas(rows[1:200], delimiter) else "."
     has_header = _has_header(rows, decimal)
     count = _n_header(rows, decimal) if has_header else 1
+    names = tuple(joined_names([_wide(row, len(rows[count])) for row in rows[:count]])) if count > 1 else ()
+    width = len(rows[0]) if count == 1 else len(names)
+    below = [_wide(row, width) for row in rows[count if has_header else 0 :]]
+    labels = names or (rows[0] if has_header else range(width))
+    codes = tuple(label for label, cells in zip(labels, zip(*below, strict=True), strict=True) if _are_codes(cells))
     if count == 1:
         ends_empty = has_header and len(rows) > 1 and all(row[len(rows[0]) :] == [""] for row in rows[1:])
-        return Dialect(compression, encoding, delimiter, decimal, skipped, has_header, ends_empty=ends_empty)
-    names = tuple(joined_names([_wide(row, len(rows[count])) for row in rows[:count]]))
-    return Dialect(compression, encoding, delimiter, decimal, skipped, has_header, names, numbered[count - 1][0] + 1)
+        return Dialect(
+            compression, encoding, delimiter, decimal, skipped, has_header, ends_empty=ends_empty, codes=codes
+        )
+    n_header = numbered[count - 1][0] + 1
+    return Dialect(compression, encoding, delimiter, decimal, skipped, has_header, names, n_header, codes=codes)
+
+
+def _are_codes(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell]
+    return all(cell.isdecimal() for cell in filled) and any(len(cell) > 1 and cell[0] == "0" for cell in filled)
 
 
 def _compression(path: Path) -> str | None:
@@ -262,7 +281,8 @@ def _decoded(raw: bytes) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         if error.start >= len(raw) - 4:  # a character cut off by the end
             return "utf-8-sig", raw[: error.start].decode("utf-8-sig")
-        return "cp1252", raw.decode("cp1252", "replace")  # Latin-1, with the euro sign and quotes of Windows
+        encoding = legacy_encoding(raw)
+    return encoding, raw.decode(encoding, "replace")
 
 
 _QUOTED_CELL = re.compile(r"""(^|[;,\t|])\s*"(?:[^"]|"")*"(?=\s*(?:[;,\t|]|$))""")
@@ -330,15 +350,44 @@ def _preamble(lines: list[str], delimiter: str) -> int:
         return 0
     is_header = first > 0 and abs(counts[first - 1] - cells) == 1 and all(_cells(lines[first - 1], delimiter))
     first -= is_header  # a header may lack the delimiter that ends each row
-    filled = [sum(map(bool, _cells(line, delimiter))) for line in lines[:first]]
-    return 0 if first > 50 or max(filled, default=0) >= cells else first
+    rows = [_cells(line, delimiter) for line in lines[: first + MAX_PREAMBLE + 1]]
+    filled = [sum(map(bool, row)) for row in rows]
+    is_named = all(_kind(cell, ".") == "text" for cell in rows[first])
+    if first > MAX_PREAMBLE or (max(filled[:first], default=0) >= cells and not is_named):
+        return 0
+    while cells > 2 and first + 1 < len(rows) and filled[first] <= 1 and any(rows[first][:1]):
+        first += 1  # a title that a spreadsheet pads with empty cells
+    return first + sum(1 for _ in takewhile(lambda row: not row, rows[first:]))
 
 
-def _comma_decimals(rows: list[list[str]]) -> bool:
-    cells = [cell for row in rows[:200] for cell in row]
-    commas = sum(bool(re.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][-+]?\d+)?", cell)) for cell in cells)
-    points = sum(bool(re.fullmatch(r"[-+]?(\d{1,3}(,\d{3})+|\d*)\.\d+([eE][-+]?\d+)?", cell)) for cell in cells)
-    return commas > points
+def has_decimal_commas(rows: list[list[str]], delimiter: str) -> bool:
+    """Whether the numbers of a file have decimal commas rather than points. Where a sign stands before three digits
+    throughout, it separates thousands if the column has smaller numbers without it; else the file's dates decide.
+    """
+    columns = list(zip(*[_wide(row, max(map(len, rows), default=0)) for row in rows], strict=True))
+    commas, points = (Counter(_role(column, sign) for column in columns) for sign in ",.")
+    for role, other in (("decimal", False), ("thousands", True)):
+        if commas[role] != points[role]:
+            return (commas[role] > points[role]) ^ other
+    has_dotted_dates = any(re.match(r"\d{1,2}\.\d{1,2}\.\d{2}", cell) for row in rows[:1] for cell in row)
+    if commas["unclear"]:
+        return delimiter == ";" or has_dotted_dates
+    return bool(points["unclear"]) and delimiter == ";" and has_dotted_dates
+
+
+def _role(cells: Sequence[str], sign: str) -> str:
+    """What a sign does in the numbers of a column: "decimal", "thousands", "unclear" or nothing."""
+    s, other = re.escape(sign), re.escape("." if sign == "," else ",")
+    numbers = [found[1] for cell in cells if (found := re.fullmatch(r"[^\d.,]{0,4}([\d.,' \u00a0\u202f]+)[^\d.,]{0,8}", cell))]
+    if len(numbers) < 0.5 * sum(map(bool, cells)):
+        return ""
+    grouped = sum(bool(re.fullmatch(rf"[1-9]\d{{0,2}}(?:{s}\d{{3}})+", number)) for number in numbers)
+    if sum(bool(re.fullmatch(rf"[\d' \u00a0\u202f]*(?:{other}\d{{3}})*{s}\d+", n)) for n in numbers) > grouped:
+        return "decimal"
+    if not grouped:
+        return ""
+    is_plain = any(re.fullmatch(r"\d{1,3}", number) for number in numbers)
+    return "thousands" if is_plain or any(number.count(sign) > 1 for number in numbers) else "unclear"
 
 
 def _has_header(rows: list[list[str]], decimal: str) -> bool:

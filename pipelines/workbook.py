@@ -1,10 +1,11 @@
-"""Excel workbooks (.xlsx) as CSV, so that a sheet is understood by the one reader of tables: titles above
-it, text in it, times, gaps.
+"""Excel workbooks (.xlsx) and zip archives as a file for the one reader of tables, which understands titles above a
+sheet, text in it, times, gaps.
 """
 
 from __future__ import annotations
 
 import csv
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -13,12 +14,54 @@ from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any
 
-from unipercept.errors import InputError, import_optional
+from unipercept.errors import InputError, import_optional, one_line
 
 MAX_BYTES = 2 << 30  # unpacked: some ten million cells
 MAX_TEXT_BYTES = 256 << 20  # of that, the strings, which are held in memory
 STRINGS = "xl/sharedStrings.xml"
 MIN_ROWS = 2  # with something in them: what a sheet needs to be taken for the table
+
+
+def is_workbook(path: Path) -> bool:
+    """Whether a zip archive is an .xlsx file.
+
+    Raises:
+        InputError: it is a spreadsheet of another kind.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if "content.xml" in names and "mimetype" in names:
+        raise InputError(f"{path} is an OpenDocument spreadsheet; save it as .xlsx or CSV and give that")
+    if "xl/workbook.bin" in names:
+        raise InputError(f"{path} is a binary Excel workbook; save it as .xlsx or CSV and give that")
+    return "[Content_Types].xml" in names
+
+
+@contextmanager
+def unzipped(path: Path, notes: list[str]) -> Iterator[Path]:
+    """The one file of a zip archive, as a file that is gone afterwards.
+
+    Raises:
+        InputError: it holds several files, none, one with a password, or one that is too large.
+    """
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="unipercept-") as folder:
+        files = [
+            item
+            for item in archive.infolist()
+            if not item.is_dir() and not item.filename.startswith("__MACOSX/") and Path(item.filename).name[:1] != "."
+        ]
+        if len(files) != 1:
+            names = ", ".join(one_line(item.filename, 40) for item in files[:5])
+            raise InputError(f"{path} holds {len(files)} files ({names}); unpack it and give one of them")
+        item = files[0]
+        if item.file_size > MAX_BYTES or item.flag_bits & 1:
+            why = "has a password" if item.flag_bits & 1 else f"unpacks to {item.file_size >> 20:,} MiB"
+            raise InputError(f"{path} {why}; unpack it and give the file")
+        written = Path(folder) / "table"
+        with archive.open(item) as packed, written.open("wb") as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
+        notes.append(f"from {one_line(item.filename, 60)} of the archive")
+        yield written
 
 
 @contextmanager
