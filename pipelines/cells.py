@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unipercept.errors import counted, one_line
-from unipercept.pipelines.series_times import ascii_digits
+from unipercept.pipelines.series_times import ascii_digits, lacks_year
 
 if TYPE_CHECKING:
     import pandas
@@ -93,7 +93,7 @@ def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: 
     lower = text.str.lower()
     bad = numbers.isna() & ~lower.isin(MISSING_WORDS) & text.notna()
     rewritten = 0
-    if bad.any():
+    if bad.any() and not lacks_year(text):  # 5 May is no number with a unit
         mended = _rewritten(text[bad], record, beside=bool(numbers.notna().any()))
         rewritten = int(mended.notna().sum())
         numbers = numbers.astype("Float64")

@@ -19,6 +19,8 @@ def legacy_encoding(raw: bytes) -> str:
     """The likeliest encoding of text that is no UTF-8: Western (Windows-1252), unless letters beyond ASCII follow each
     other and most of them are common in an encoding of Japanese, Chinese, Korean or Russian.
     """
+    if re.search(rb"\d\x94\x4e\d{1,2}\x8c\x8e", raw):  # year and month of a Japanese date
+        return "cp932"
     high = len(re.findall(rb"[\x80-\x9f\xa1-\xff]", raw))  # a blank of fixed width is no letter
     runs = b" ".join(re.findall(rb"(?:[\x80-\x9f\xa1-\xff][\x40-\xff]?){2,}", raw))
     if not high or len(re.findall(rb"[\x80-\xff]", runs)) < MIN_RUNS * high:

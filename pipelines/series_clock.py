@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +18,13 @@ SECOND, DAY = 1_000_000_000, 86_400_000_000_000  # nanoseconds
 
 @dataclass(frozen=True)
 class Step:
-    """The even distance between rows: nanoseconds, whole months, or working days; or a plain count."""
+    """The even distance between rows: nanoseconds, whole months, working days, months of whole weeks; or a count."""
 
-    kind: Literal["even", "month", "month-end", "working day", "count"]
+    kind: Literal["even", "month", "month-end", "working day", "weeks", "count"]
     size: int = 1  # nanoseconds of "even", months of the month kinds
     day: int = 1  # of the month, for "month"
+    roll: Literal["", "backward", "forward"] = ""  # to which working day a weekend moves the day of the month
+    weeks: tuple[int, ...] = ()  # 4 or 5 each, of the last year, for "weeks"
 
     @property
     def seconds(self) -> float:
@@ -32,6 +34,7 @@ class Step:
             "month": self.size * 365.25 / 12 * 86_400,
             "month-end": self.size * 365.25 / 12 * 86_400,
             "working day": 365.25 / 260.9 * 86_400,
+            "weeks": 365.25 / max(1, len(self.weeks)) * 86_400,
             "count": 1.0,
         }[self.kind]
 
@@ -40,6 +43,8 @@ class Step:
             return "1 row"
         if self.kind == "working day":
             return "1 working day"
+        if self.kind == "weeks":
+            return "4 or 5 weeks"
         if self.kind in ("month", "month-end"):
             size, unit = (self.size // 12, "year") if self.size % 12 == 0 else (self.size, "month")
             return f"{size} {unit}{'s' * (size != 1)}"
@@ -66,13 +71,19 @@ class Step:
         if self.kind == "working day":
             date = origin.astype("datetime64[D]")
             return np.asarray(np.busday_offset(date, slots, roll="forward").astype("datetime64[ns]") + (origin - date))
+        if self.kind == "weeks":
+            year = np.cumsum((0, *self.weeks))
+            turns, rest = np.divmod(slots, len(self.weeks))
+            return np.asarray(origin + (turns * year[-1] + year[rest]) * np.timedelta64(7, "D"))
         months = origin.astype("datetime64[M]") + slots * np.timedelta64(self.size, "M")
         clock = origin - origin.astype("datetime64[D]")
         ends = (months + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
-        if self.kind == "month-end":
-            return np.asarray(ends.astype("datetime64[ns]") + clock)
-        days = months.astype("datetime64[D]") + np.timedelta64(self.day - 1, "D")
-        return np.asarray(np.minimum(days, ends).astype("datetime64[ns]") + clock)
+        days = ends
+        if self.kind == "month":
+            days = np.minimum(months.astype("datetime64[D]") + np.timedelta64(self.day - 1, "D"), ends)
+        if self.roll:
+            days = np.busday_offset(days, 0, roll=self.roll)
+        return np.asarray(days.astype("datetime64[ns]") + clock)
 
     def slots(self, times: NDArray[Any]) -> NDArray[np.int64]:
         """The number of the step that each time lies in or nearest to, counted from the first."""
@@ -81,6 +92,8 @@ class Step:
         if self.kind == "working day":
             days = times.astype("datetime64[D]")
             return np.asarray(np.busday_count(days[0], days), np.int64)
+        if self.kind == "weeks":
+            return np.asarray(np.rint((times - times[0]).astype(np.int64) / SECOND / self.seconds), np.int64)
         months = times.astype("datetime64[M]").astype(np.int64)
         return np.asarray(np.rint((months - months[0]) / self.size), np.int64)
 
@@ -96,6 +109,9 @@ def find_step(times: NDArray[Any]) -> Step:
     if step <= 0:
         raise InputError("times must differ")
     days = gaps / DAY
+    if len(times) >= MIN_COUNTED and np.isin(gaps, (28 * DAY, 35 * DAY)).all() and len(np.unique(gaps)) == 2:
+        of_year = 12 if (days == 35).mean() > 0.2 else 13  # quarters of 4, 4 and 5 weeks, or 13 periods
+        return Step("weeks", weeks=tuple((gaps[-of_year:] // (7 * DAY)).tolist()))
     months = round(step / DAY / 30.4375)
     if months >= 1 and abs(step / DAY - months * 30.4375) <= 2.6 and (np.abs(days - np.rint(days)) < 1e-9).all():
         found = _months(times, months)
@@ -129,19 +145,25 @@ def _months(times: NDArray[Any], months: int) -> Step | None:
 
 
 def _moved_months(times: NDArray[Any], day: NDArray[np.int64], months: int) -> Step | None:
-    """The same where each month has one row that weekends or a calendar of weeks move: the last working day, the 15th
-    or the next working day, periods of 4, 4 and 5 weeks.
-    """
+    """The same where each month has one row that weekends move: the last working day, the 15th or the next working day."""
     gaps = np.diff(times).astype(np.int64) // DAY
     number = times.astype("datetime64[M]").astype(np.int64)
     if len(times) < MIN_COUNTED or len(np.unique(gaps)) == 1 or len(np.unique(number)) < len(number):
         return None
     ends = (times.astype("datetime64[M]") + 1).astype("datetime64[D]").astype(np.int64)
-    if (ends - times.astype("datetime64[D]").astype(np.int64) <= MOVED_DAYS).all():
-        return Step("month-end", months)
-    if np.ptp(day) < MOVED_DAYS or (gaps % 7 == 0).all():
-        return Step("month", months, int(day.min() if np.ptp(day) < MOVED_DAYS else np.median(day)))
-    return None
+    dates = times.astype("datetime64[D]")
+    found = None
+    if (ends - dates.astype(np.int64) <= MOVED_DAYS).all():
+        found = Step("month-end", months)
+    elif np.ptp(day) < MOVED_DAYS or (gaps % 7 == 0).all():
+        found = Step("month", months, int(day.min() if np.ptp(day) < MOVED_DAYS else np.median(day)))
+    if found is None or not np.is_busday(dates).all():
+        return found
+    for roll in ("backward", "forward"):
+        rolled = replace(found, roll=roll)
+        if (rolled.times(times[0], int(number[-1] - number[0]) // months + 1)[(number - number[0]) // months] == times).mean() >= 0.9:
+            return rolled
+    return found
 
 
 def clock_changes(repeated: NDArray[Any], missing: NDArray[Any]) -> bool:

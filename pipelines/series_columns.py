@@ -21,6 +21,7 @@ from unipercept.pipelines.series_times import (
     LAST_YEAR,
     in_range,
     is_date_name,
+    is_time,
     iso_weeks,
     lacks_year,
     TimeReading,
@@ -165,10 +166,18 @@ def _without_unread_times(table: pandas.DataFrame, source: str, notes: list[str]
 
     for name in table.columns:
         column, is_number = table[name], pd.api.types.is_numeric_dtype(table[name])
-        if not is_number and (says_time(name) or name == table.columns[0]) and lacks_year(column):
-            raise InputError(
-                f"{source}: the dates of column {str(name)!r} have no year ({_first_cell(column)!r}); write them as YYYY-MM-DD"
-            )
+        if not is_number and (says_time(name) or name == table.columns[0]):
+            if lacks_year(column):
+                raise InputError(
+                    f"{source}: the dates of column {str(name)!r} have no year ({_first_cell(column)!r}); write them as YYYY-MM-DD"
+                )
+            known = column.dropna().astype("string")
+            odd = [cell for cell in known.iloc[:: max(1, len(known) // 50)] if is_time(cell.strip())]
+            if len(odd) > 10:
+                raise InputError(
+                    f"{source}: column {str(name)!r} holds dates ({one_line(odd[0], 40)!r}) that do not read all alike between the years "
+                    f"{FIRST_YEAR} and {LAST_YEAR}; write them as YYYY-MM-DD"
+                )
         if not says_time(name) or (is_number and not (is_date_name(name) and column.is_monotonic_increasing)):
             continue
         notes.append(f"column {str(name)!r} does not read as times (its first cell: {_first_cell(column)!r})")

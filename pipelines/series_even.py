@@ -57,6 +57,8 @@ def on_even_grid(
     stamps = _local_days(stamps, notes)
     stamps, values = _on_round_steps(stamps, values, notes)
     stamps, values, step = _without_empty_rows(stamps, values, notes)
+    if step.kind == "weeks":  # recognised only where none is missing
+        return stamps, step, values
     slots = step.slots(stamps)
     filled = len(np.unique(slots))
     if filled < (1 - MAX_MISSING_SHARE) * (int(slots[-1]) + 1) or filled < (1 - MAX_COLLISIONS) * len(slots):

@@ -66,7 +66,8 @@ def times_of(names: list[Any]) -> NDArray[Any] | None:
     """A table's column names as times, NaT for those that are names; None if they are names altogether."""
     import pandas as pd
 
-    text = pd.Series([re.sub(r"\.\d$", "", str(name).strip()) for name in names], dtype="string")
+    # A point between month and year would make a number of both.
+    text = pd.Series([re.sub(r"^(\d{1,2})\.(?=\d{4}$)", r"\1-", str(name).strip()) for name in names], dtype="string")
     is_date = np.array([is_time(name) for name in text], bool)
     is_year = text.str.fullmatch(r"[12]\d{3}").to_numpy(bool)
     stamps = np.full(len(text), np.datetime64("NaT"), "datetime64[ns]")

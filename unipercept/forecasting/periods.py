@@ -28,6 +28,8 @@ def calendar_periods(step: Step) -> tuple[int, ...]:
         return ()
     if step.kind == "working day":
         return (5, 261)
+    if step.kind == "weeks":
+        return (len(step.weeks),)
     if step.kind != "even":
         return (12 // step.size,) if 12 % step.size == 0 and step.size < 12 else ()
     cycles = (60 * SECOND, 3600 * SECOND, DAY, 7 * DAY)
