@@ -4,9 +4,13 @@ the many words for "missing".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unipercept.errors import counted, one_line
 from unipercept.pipelines.series_times import ascii_digits, lacks_year
@@ -77,89 +81,99 @@ def notes_of(columns: Sequence[TextColumn]) -> list[str]:
 
 
 def read_text_column(column: pandas.Series[Any], record: TextColumn, first_row: int = 0) -> pandas.Series[Any]:
-    """Text as float64 where at least half of what is not empty is numbers; else the text as it was."""
+    """Text as float64 where at least half of what is not empty is numbers; else the text as it was.
+
+    Each different cell is read once, by itself: whole-column operations on text cost milliseconds each, and a table
+    may have thousands of short columns.
+    """
     import pandas as pd
 
     if record.is_text:
         return column
-    text = column.astype("string").str.strip()
-    if not text.str.isascii().fillna(True).all():
-        text = text.map(ascii_digits, na_action="ignore").astype("string")
-    record.has_decimal_commas |= bool(text.str.fullmatch(r"\D{0,4}\d{1,3}(?:\.\d{3})+,\d+\D{0,4}").any())
-    numbers = pd.to_numeric(text, errors="coerce")
-    grouped = text.str.fullmatch(GROUPED).fillna(False) if record.has_decimal_commas else None
-    if grouped is not None and grouped.any() and grouped[text.str.contains(".", regex=False).fillna(False)].mean() > 0.99:
-        numbers = numbers.mask(grouped)
-    lower = text.str.lower()
-    bad = numbers.isna() & ~lower.isin(MISSING_WORDS) & text.notna()
-    rewritten = 0
-    if bad.any() and not lacks_year(text):  # 5 May is no number with a unit
-        mended = _rewritten(text[bad], record, beside=bool(numbers.notna().any()))
-        rewritten = int(mended.notna().sum())
-        numbers = numbers.astype("Float64")
-        numbers[bad] = mended
-        bad &= numbers.isna()
-    n_real = int((text.notna() & ~lower.isin(MISSING_WORDS)).sum())
-    if n_real and (n_real - int(bad.sum())) < MIN_NUMBERS * n_real:
+    codes, different = pd.factorize(column)
+    cells = [ascii_digits(str(cell).strip()) for cell in different]
+    count = np.bincount(codes[codes >= 0], minlength=len(cells))
+    missing = np.array([cell.lower() in MISSING_WORDS for cell in cells], bool)
+    record.has_decimal_commas |= any(map(_BOTH_SIGNS.fullmatch, cells))
+    in_groups = record.has_decimal_commas and all(_GROUPED.fullmatch(c) for c in cells if _DOTTED.fullmatch(c))
+    numbers = np.array([np.nan if in_groups and _GROUPED.fullmatch(c) else _plain(c) for c in cells], np.float64)
+    bad = np.isnan(numbers) & ~missing
+    is_rewritten = np.zeros(len(cells), bool)
+    if bad.any() and not lacks_year([cell for cell, is_bad in zip(cells, bad, strict=True) if is_bad]):
+        beside = not np.isnan(numbers).all()
+        numbers[bad] = _rewritten([c for c, is_bad in zip(cells, bad, strict=True) if is_bad], record, beside)
+        is_rewritten = bad & ~np.isnan(numbers)
+        bad &= ~is_rewritten
+    n_real, n_bad = int(count[~missing].sum()), int(count[bad].sum())
+    if n_real and n_real - n_bad < MIN_NUMBERS * n_real:
         record.is_text = record.n_cells == 0  # settled by the first chunk that holds anything
         if record.is_text:
             return column
     record.n_cells += n_real
-    record.n_rewritten += rewritten
-    if bad.any() and not record.n_bad:
-        place = int(bad.to_numpy(bool).argmax())
-        record.example, record.example_row = one_line(text.iloc[place], 30), first_row + place + 1
-    record.n_bad += int(bad.sum())
-    return numbers.astype("float64")
+    record.n_rewritten += int(count[is_rewritten].sum())
+    if n_bad and not record.n_bad:
+        place = int(np.append(bad, False)[codes].argmax())
+        record.example, record.example_row = one_line(cells[codes[place]], 30), first_row + place + 1
+    record.n_bad += n_bad
+    return pd.Series(np.append(numbers, np.nan)[codes], index=column.index, name=column.name)
 
 
-GROUPED = r"[-+]?[1-9]\d{0,2}(?:\.\d{3})+"  # thousands between points
-MAX_UNITS = 3  # of a column; what has more of them is no number with a unit
+_PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf")
+_DOTTED = re.compile(r"[-+]?\d+(?:\.\d+)+")
+_GROUPED = re.compile(r"[-+]?[1-9]\d{0,2}(?:\.\d{3})+")  # thousands between points
+_BOTH_SIGNS = re.compile(r"\D{0,4}\d{1,3}(?:\.\d{3})+,\d+\D{0,4}")
+_COMMA = re.compile(r"(?:\d{1,3}(?:\.\d{3})+|\d*),\d+")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?")
+MAX_UNITS = 3  # of a column; what has more of them is no number with a unit: 01JAN2024, 2024M01
 _SCALES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "m": 1e6, "B": 1e9, "b": 1e9, "bn": 1e9}
-_SIDES = {"CR": 1.0, "DR": -1.0, "Cr": 1.0, "Dr": -1.0}  # of an account
-_CURRENCY = r"(?:[A-Za-z]{0,3}[$€£¥₹₩₽₺₫฿₴₪]|[A-Z]{3}(?=[-+\d])|Rs\.?|kr\.?)"
-_UNIT = r"(?:%|[a-zA-Z°µ€$£¥₹₩₽円元][\w°/%²³]{0,6})"
+_SIDES = {"": 1.0, "CR": 1.0, "DR": -1.0, "Cr": 1.0, "Dr": -1.0}  # of an account
+_MINUS = "\\-\u2212\u2013"  # typesetters' too
+# Accountants write negative numbers as (5), SAP as 5-.
+_CELL = re.compile(
+    rf"(?P<open>\()?(?P<sign>[+{_MINUS}]?)(?P<currency>[A-Za-z]{{0,3}}[$€£¥₹₩₽₺₫฿₴₪]|[A-Z]{{3}}|Rs\.?|kr\.?)?(?P<inner>[+{_MINUS}]?)"
+    r"(?P<number>[.,]?\d[\d.,]*?)(?P<power>[eE][-+]?\d{1,3})?(?P<after>-)?(?P<unit>%|[a-zA-Z°µ€$£¥₹₩₽円元][\w°/%²³]{0,6})?"
+    r"(?:\*+|†|‡|\([a-zA-Z]{1,2}\)|\[\w{1,2}\])?(?P<close>\))?"
+)
 
 
-def _rewritten(text: pandas.Series[Any], record: TextColumn, beside: bool = False) -> pandas.Series[Any]:
-    """'1 234,5', '1,234.5', '12,34,567', '12.5 kWh', '7 %' and '(5)' as numbers; missing where none is meant.
+def _plain(cell: str) -> float:
+    return float(cell) if _PLAIN.fullmatch(cell) else np.nan
+
+
+def _rewritten(cells: Sequence[str], record: TextColumn, beside: bool) -> NDArray[np.float64]:
+    """'1 234,5', '1,234.5', '12,34,567', '12.5 kWh', '7 %' and '(5)' as numbers; NaN where none is meant.
 
     Args:
         record: is told of the units.
         beside: the column holds plain numbers too, so that '1.2K' and '3M' among them mean thousands and
             millions rather than a unit.
     """
-    import pandas as pd
-
-    bare = text.str.replace(r"[\s\u00a0\u202f'’]", "", regex=True)
-    bare = bare.str.replace(r"(?<=\d)(?:\*+|†|‡|\([a-zA-Z]{1,2}\)|\[\w{1,2}\])$", "", regex=True)  # footnotes
-    bare = bare.str.replace(rf"^({_CURRENCY}?)[\u2212\u2013\ufe63\uff0d]", r"-\1", regex=True)  # of typesetters
-    # Negative numbers as accountants, (5), and SAP, 5-, write them.
-    bare = bare.str.replace(r"^\((.*)\)$|^(\d.*)-$", r"-\1\2", regex=True)
-    currency = bare.str.extract(rf"^[-+]?({_CURRENCY})")[0]
-    bare = bare.str.replace(rf"^([-+]?){_CURRENCY}", r"\1", regex=True)
-    unit = bare.str.extract(rf"(?<=\d)({_UNIT})$")[0].fillna("")
-    bare = bare.str.replace(rf"(?<=\d){_UNIT}$", "", regex=True)
-    if unit.nunique() > MAX_UNITS + 1:  # 01JAN2024, 2024M01: dates or codes
-        bare = bare.where(unit == "")
-    comma = bare.str.fullmatch(r"[-+]?(\d{1,3}(\.\d{3})+|\d*),\d+")
-    points = bare.str.fullmatch(GROUPED) & record.has_decimal_commas
-    thousands = bare.str.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?|[-+]?\d{1,2}(,\d{2})+,\d{3}(\.\d+)?")
+    found = [_CELL.fullmatch(re.sub(r"[\s\u00a0\u202f'’]", "", cell)) for cell in cells]
+    found = [one if one and bool(one["open"]) == bool(one["close"]) else None for one in found]
+    if len({one["unit"] for one in found if one} - {None}) > MAX_UNITS:
+        found = [one if one and not one["unit"] else None for one in found]
     # '1,234' may be either; with a comma alone the thousands sign is the rarer error only where
     # every cell has three digits.
-    with_comma = bare.str.contains(",", regex=False).fillna(False)
-    are_thousands = not record.has_decimal_commas and with_comma.any() and thousands[with_comma].mean() > 0.99
-    as_comma = points | (comma & ~thousands if are_thousands else comma)
-    english = bare.where(
-        as_comma.fillna(False), bare.str.replace(",", "", regex=False).where(thousands.fillna(False), bare)
-    )
-    german = english.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
-    numbers = pd.to_numeric(german.where(as_comma.fillna(False), english), errors="coerce").astype("Float64")
-    kinds = set(unit[numbers.notna()]) | ({""} if beside else set())
+    commas = [one["number"] for one in found if one and "," in one["number"]]
+    are_thousands = not record.has_decimal_commas and all(map(_THOUSANDS.fullmatch, commas))
+    numbers = np.array([_value(one, are_thousands, record.has_decimal_commas) if one else np.nan for one in found])
+    read = [one for one, number in zip(found, numbers, strict=True) if one and not np.isnan(number)]
+    kinds = {one["unit"] or "" for one in read} | ({""} if beside else set())
     for factors in (_SCALES, _SIDES):
-        if len(kinds) > 1 and kinds <= factors.keys() | {""}:
-            return numbers * unit.map(factors).fillna(1.0).astype("Float64")
-    record.units |= (kinds | set(currency[numbers.notna()].dropna())) - {""}
+        if len(kinds) > 1 and kinds <= factors.keys():
+            return numbers * np.array([factors.get(one["unit"] or "", 1.0) if one else 1.0 for one in found])
+    record.units |= kinds - {""} | {one["currency"] for one in read if one["currency"]}
     if {"%", ""} <= kinds:
         record.units.add("plain numbers")
     return numbers
+
+
+def _value(found: re.Match[str], are_thousands: bool, has_decimal_commas: bool) -> float:
+    text = found["number"]
+    if (_COMMA.fullmatch(text) and not are_thousands) or (has_decimal_commas and _GROUPED.fullmatch(text)):
+        text = text.replace(".", "").replace(",", ".")
+    elif _THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
+    minus = [found["sign"], found["inner"]].count("") < 2 and (found["sign"] or found["inner"]) != "+"
+    sign = -1.0 if minus or found["after"] or found["open"] else 1.0
+    return sign * _plain(text + (found["power"] or ""))

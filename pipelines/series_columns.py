@@ -167,7 +167,7 @@ def _without_unread_times(table: pandas.DataFrame, source: str, notes: list[str]
     for name in table.columns:
         column, is_number = table[name], pd.api.types.is_numeric_dtype(table[name])
         if not is_number and (says_time(name) or name == table.columns[0]):
-            if lacks_year(column):
+            if lacks_year(column.dropna()):
                 raise InputError(
                     f"{source}: the dates of column {str(name)!r} have no year ({_first_cell(column)!r}); write them as YYYY-MM-DD"
                 )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -255,6 +257,8 @@ def _digits_in_ascii(text: pandas.Series[Any]) -> pandas.Series[Any]:
 
 def ascii_digits(cell: str) -> str:
     """A cell with its digits and signs of full width, and the digits of other scripts, as ASCII."""
+    if cell.isascii():
+        return cell
     folded = unicodedata.normalize("NFKC", cell)
     return "".join(str(unicodedata.digit(sign)) if sign.isdecimal() else sign for sign in folded)
 
@@ -367,10 +371,10 @@ def _months(reading: TimeReading, parts: pandas.DataFrame, known: pandas.Series[
     return None if np.median(gaps) == 12 and whole.month.nunique() > 1 else reading
 
 
-def lacks_year(column: pandas.Series[Any]) -> bool:
-    """Whether the cells are a day and a month each, without a year."""
-    known = column.dropna().iloc[:200].astype("string").str.strip()
-    return len(known) > 0 and bool(known.str.fullmatch(_NO_YEAR).mean() >= MIN_READ)
+def lacks_year(cells: Iterable[Any]) -> bool:
+    """Whether the first cells are a day and a month each, without a year."""
+    known = [str(cell).strip() for cell in islice(cells, 200)]
+    return bool(known) and sum(bool(re.fullmatch(_NO_YEAR, cell)) for cell in known) >= MIN_READ * len(known)
 
 
 def month_numbers(text: pandas.Series[Any]) -> pandas.Series[Any]:
