@@ -161,7 +161,9 @@ def _moved_months(times: NDArray[Any], day: NDArray[np.int64], months: int) -> S
         return found
     for roll in ("backward", "forward"):
         rolled = replace(found, roll=roll)
-        if (rolled.times(times[0], int(number[-1] - number[0]) // months + 1)[(number - number[0]) // months] == times).mean() >= 0.9:
+        if (
+            rolled.times(times[0], int(number[-1] - number[0]) // months + 1)[(number - number[0]) // months] == times
+        ).mean() >= 0.9:
             return rolled
     return found
 

@@ -19,12 +19,12 @@ from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.series_times import (
     FIRST_YEAR,
     LAST_YEAR,
+    TimeReading,
     in_range,
     is_date_name,
     is_time,
     iso_weeks,
     lacks_year,
-    TimeReading,
     month_numbers,
     recognise_numbers,
     recognise_times,
@@ -150,7 +150,11 @@ def _number_times(table: pandas.DataFrame, candidates: list[Any], wanted: str | 
         column, named = table[name], says_time(name) or wanted is not None
         if pd.api.types.is_bool_dtype(column) or not (named or name == table.columns[0]):
             continue
-        reading = recognise_numbers(column, is_named=named) if pd.to_numeric(column, errors="coerce").notna().mean() > 0.5 else None
+        reading = (
+            recognise_numbers(column, is_named=named)
+            if pd.to_numeric(column, errors="coerce").notna().mean() > 0.5
+            else None
+        )
         if reading is not None:
             return name, reading
     return None
@@ -204,6 +208,7 @@ def _from_parts(table: pandas.DataFrame, notes: list[str]) -> tuple[NDArray[Any]
     used = ["year", "week"] if is_weekly else ["year", "month"] if "month" in has else ["year", "quarter"]
     used += [part for part in ("day", "hour", "minute", "second") if part in has and used[1] == "month"]
     cells = {part: pd.to_numeric(table[found[part]], errors="coerce") for part in used}
+    cells["year"] = cells["year"].ffill()  # a cell merged over those of its year holds it in the first
     for part, letters in (("quarter", "Qq"), ("week", "Ww")):
         if part in used and cells[part].isna().all():
             digits = table[found[part]].astype("string").str.extract(rf"^\s*[{letters}]?\D*(\d{{1,2}})\s*$")[0]
@@ -236,9 +241,9 @@ def _with_clock_column(
         return stamps, table
     for name in table.columns:
         text = table[name].astype("string").str.strip()
-        if text.str.fullmatch(r"\d{1,2}[:.h]\d{2}([:.]\d{2}(\.\d+)?)?").mean() > 0.9 and not pd.api.types.is_numeric_dtype(
-            table[name]
-        ):
+        if text.str.fullmatch(
+            r"\d{1,2}[:.h]\d{2}([:.]\d{2}(\.\d+)?)?"
+        ).mean() > 0.9 and not pd.api.types.is_numeric_dtype(table[name]):
             full = text.str.replace(r"[.h]", ":", regex=True).where(
                 text.str.count(r"[:.h]") == 2, text.str.replace(r"[.h]", ":", regex=True) + ":00"
             )
@@ -290,7 +295,9 @@ def _naive(times: Any, source: str, notes: list[str]) -> NDArray[Any]:
         times = times.dt.tz_convert("UTC").dt.tz_localize(None)
     within = in_range(times)
     if within.isna().all() and times.notna().any():
-        raise InputError(f"{source}: no time lies between the years {FIRST_YEAR} and {LAST_YEAR} (the first: {times.dropna().iloc[0]})")
+        raise InputError(
+            f"{source}: no time lies between the years {FIRST_YEAR} and {LAST_YEAR} (the first: {times.dropna().iloc[0]})"
+        )
     return np.array(within.to_numpy("datetime64[ns]"))
 
 
@@ -317,6 +324,12 @@ def find_series(
             pairs = pd.DataFrame({"t": times, **{f"s{i}": codes[name] for i, name in enumerate(names)}})
             if pairs.duplicated().mean() < 0.05:
                 return _taken(table, list(names), notes)
+        for name in table.columns:  # numbers that no word calls a name: only where each goes on by itself
+            if not pd.api.types.is_integer_dtype(table[name]) or not 2 <= table[name].nunique() <= len(table) / 4:
+                continue
+            code = pd.factorize(table[name])[0][known]
+            if not pd.DataFrame({"t": times, "s": code}).duplicated().any() and _are_even(times, code):
+                return _taken(table, [name], notes)
         return None, table
     # Series of very unequal length, or one after the other, hardly share times: each must be even by itself.
     for name, code in codes.items():

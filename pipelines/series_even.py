@@ -214,6 +214,12 @@ def _regular_tail(
     missing = length - len(np.unique(slots))
     if missing <= MAX_MISSING_SHARE * length:
         return stamps, values, step
+    apart = int(gaps.argmax()) + 1  # rows before the longest gap
+    if gaps.max() > 0.5 * gaps.sum() and (few := min(apart, len(stamps) - apart)) <= max(1, len(stamps) // 100):
+        raise InputError(
+            f"{source}: {counted(few, 'time lies', 'times lie')} far from all others ({stamps[0 if apart == few else -1]!s:.10}); "
+            "correct that, or leave it out"
+        )
     raise InputError(
         f"{source} is too irregular: at its median step of {step.seconds:g} s, {missing} of {length} steps are missing; "
         "average it to a coarser step first"

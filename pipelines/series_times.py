@@ -68,13 +68,16 @@ _SHAPES: tuple[tuple[Kind, str], ...] = (
     ("month", rf"(?i:(?P<year>\d{{2}})[- ]{_MONTH})"),
     ("month", rf"{_LONG_YEAR}[-/._ ](?P<month>\d{{1,2}})"),
     ("month", rf"0?(?P<month>\d{{1,2}})[-/.]{_LONG_YEAR}"),
+    ("week", rf"{_LONG_YEAR}-?W(?P<part>\d{{2}})-?(?P<weekday>[1-7])"),
     ("year", rf"(?i:FY ?{_YEAR})"),
     ("year", rf"{_LONG_YEAR}[-/–](?P<next>\d{{4}}|\d{{2}})"),
     ("quarter", rf"(?i:{_FISCAL}{_YEAR}[-_/ ]*{_LETTERS}[-_. ]*(?P<part>\d{{1,3}}))"),
     ("quarter", rf"(?i:{_LETTERS}[-_. ]*(?P<part>\d{{1,3}})[-_/., ]*(?:of )?{_FISCAL}{_YEAR})"),
     ("quarter", rf"(?i:(?P<part>\d{{1,2}})\.? ?{_LETTERS}[-_/. ]*{_FISCAL}{_YEAR})"),
 )
-_DATE_AHEAD = rf"(?=\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d|\d{{1,2}}[^\W\d_]{{0,2}}[-/., ]*{_MONTH_WORD}|{_MONTH_WORD}[-., ]*\d{{1,2}}\b)"
+_DATE_AHEAD = (
+    rf"(?=\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d|\d{{1,2}}[^\W\d_]{{0,2}}[-/., ]*{_MONTH_WORD}|{_MONTH_WORD}[-., ]*\d{{1,2}}\b)"
+)
 # What may stand about a date without being of it, in the order of repair.
 _REPAIRS: tuple[tuple[str, str], ...] = (
     (r"(?<=\d)\s*[年년]\s*", "-"),
@@ -177,7 +180,8 @@ class TimeReading:
         if self.kind in ("quarter", "week", "half") or "part" in parts:
             part = number("part")
             if self.kind == "week":
-                return iso_weeks(year, part)
+                monday = iso_weeks(year, part)
+                return monday + pd.to_timedelta(number("weekday") - 1, unit="D") if "weekday" in parts else monday
             month, day = (part - 1) * {"quarter": 3, "half": 6, "month": 1}[self.kind] + 1, 1.0
             month = month.where(part.between(1, _MOST[self.kind]))
         elif self.kind in ("day-first", "month-first", "open"):
@@ -225,7 +229,9 @@ def _of_digits(column: pandas.Series[Any], form: str) -> pandas.Series[Any]:
     if form == "%m.%Y":
         numbers = pd.to_numeric(column, errors="coerce").astype("float64")
         month = np.floor(numbers)
-        return pd.Series(pd.to_datetime({"year": ((numbers - month) * 10_000).round(), "month": month, "day": 1}, errors="coerce")).astype("datetime64[ns]")
+        return pd.Series(
+            pd.to_datetime({"year": ((numbers - month) * 10_000).round(), "month": month, "day": 1}, errors="coerce")
+        ).astype("datetime64[ns]")
     digits = pd.to_numeric(column, errors="coerce").astype("Int64").astype("string").str.zfill(_LENGTHS[form])
     return in_range(pd.Series(pd.to_datetime(digits, format=form, errors="coerce")))
 

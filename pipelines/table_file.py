@@ -23,8 +23,8 @@ import numpy as np
 from unipercept.errors import InputError, MissingDependencyError, counted, one_line
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.files import check_file, open_error
-from unipercept.pipelines.series_times import TimeReading, recognise_times
 from unipercept.pipelines.legacy_text import legacy_encoding
+from unipercept.pipelines.series_times import TimeReading, recognise_times
 from unipercept.pipelines.table_head import (
     MAX_HEADER_LINES,
     ROWS_BELOW,
@@ -242,7 +242,8 @@ def sniff(path: Path) -> Dialect:
     width = len(rows[0]) if count == 1 else len(names)
     below = [_wide(row, width) for row in rows[count if has_header else 0 :]]
     labels = names or (rows[0] if has_header else range(width))
-    codes = tuple(label for label, cells in zip(labels, zip(*below, strict=True), strict=True) if _are_codes(cells))
+    columns = zip(*below, strict=True) if below else ()
+    codes = tuple(label for label, cells in zip(labels, columns, strict=False) if _are_codes(cells))
     if count == 1:
         ends_empty = has_header and len(rows) > 1 and all(row[len(rows[0]) :] == [""] for row in rows[1:])
         return Dialect(
@@ -348,11 +349,13 @@ def _preamble(lines: list[str], delimiter: str) -> int:
     first = counts.index(cells)
     if usual[0][1] < 0.8 * len(counts[first:]):
         return 0
-    is_header = first > 0 and abs(counts[first - 1] - cells) == 1 and all(_cells(lines[first - 1], delimiter))
-    first -= is_header  # a header may lack the delimiter that ends each row
     rows = [_cells(line, delimiter) for line in lines[: first + MAX_PREAMBLE + 1]]
     filled = [sum(map(bool, row)) for row in rows]
     is_named = all(_kind(cell, ".") == "text" for cell in rows[first])
+    if first > 0 and not is_named and abs(counts[first - 1] - cells) == 1 and all(rows[first - 1]):
+        first -= 1  # a header may lack the delimiter that ends each row
+    elif first > 0 and filled[first - 1] > 1 and not rows[first - 1][0]:
+        first -= 1  # or, in its first line, the empty cells at the end
     if first > MAX_PREAMBLE or (max(filled[:first], default=0) >= cells and not is_named):
         return 0
     while cells > 2 and first + 1 < len(rows) and filled[first] <= 1 and any(rows[first][:1]):
@@ -378,7 +381,9 @@ def has_decimal_commas(rows: list[list[str]], delimiter: str) -> bool:
 def _role(cells: Sequence[str], sign: str) -> str:
     """What a sign does in the numbers of a column: "decimal", "thousands", "unclear" or nothing."""
     s, other = re.escape(sign), re.escape("." if sign == "," else ",")
-    numbers = [found[1] for cell in cells if (found := re.fullmatch(r"[^\d.,]{0,4}([\d.,' \u00a0\u202f]+)[^\d.,]{0,8}", cell))]
+    numbers = [
+        found[1] for cell in cells if (found := re.fullmatch(r"[^\d.,]{0,4}([\d.,' \u00a0\u202f]+)[^\d.,]{0,8}", cell))
+    ]
     if len(numbers) < 0.5 * sum(map(bool, cells)):
         return ""
     grouped = sum(bool(re.fullmatch(rf"[1-9]\d{{0,2}}(?:{s}\d{{3}})+", number)) for number in numbers)
@@ -402,6 +407,8 @@ def _has_header(rows: list[list[str]], decimal: str) -> bool:
     if is_header_of_times(rows[0], rows[1]):
         return True
     second = [_kind(cell, decimal) for cell in rows[1]]
+    if not rows[0][0] and "value" not in second and len(rows) > 2:
+        return True  # years above the months
     return any(a == "text" and b == "value" for a, b in zip(first, second, strict=False))
 
 

@@ -39,7 +39,10 @@ def n_header_lines(rows: list[list[str]], is_value: NDArray[np.bool_]) -> int:
     below = is_value[first : first + ROWS_BELOW].mean(axis=0) > 0.5
     for row in rows[1:first]:
         words = [column for column, cell in enumerate(row) if cell]
-        if not words or any(row[column].lower() in MISSING_WORDS or not below[column] for column in words):
+        # A word above no numbers is a name where the first line has none, else a cell of the table.
+        if not words or any(
+            row[column].lower() in MISSING_WORDS or not (below[column] or rows[0][column] == "") for column in words
+        ):
             return 1
     return first
 
@@ -93,7 +96,7 @@ def upright(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
     """
     import pandas as pd
 
-    if (down := _months_down(table, notes)) is not None:
+    if (down := _months_down(table, notes)) is not None or (down := _hours_down(table, notes)) is not None:
         return down
     stamps = times_of(list(table.columns))
     if stamps is None or isinstance(table.index, pd.DatetimeIndex) or not len(table):
@@ -143,6 +146,26 @@ def _months_down(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame 
         last = order["value"].last_valid_index()  # months that are still to come
         return order.loc[order["date"] <= order.at[last, "date"]].reset_index(drop=True) if last is not None else None
     return None
+
+
+def _hours_down(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame | None:
+    """A table with a row a day and its hours (or halves, or quarters of them) across, as power exchanges and meters
+    write it, with a row each; None for any other.
+    """
+    clock = r"(?i)(?:h|he|hr|hour|hora|heure|stunde)?[ _.]?(\d{1,2})(?:[:h](\d\d))?(?: ?[-–] ?\d{1,2}(?:[:h]\d\d)?)?"
+    found = {name: re.fullmatch(clock, str(name).strip()) for name in table.columns}
+    minutes = {name: 60 * int(one[1]) + int(one[2] or 0) for name, one in found.items() if one}
+    if len(minutes) not in (24, 48, 96) or len(minutes) == table.shape[1]:
+        return None
+    step, first = 1440 // len(minutes), min(minutes.values())
+    if first not in (0, step) or sorted(minutes.values()) != list(range(first, first + 1440, step)):
+        return None
+    rest = [name for name in table.columns if name not in minutes]
+    down = table.reset_index(drop=True).melt(rest, list(minutes), "time of day", "value", ignore_index=False)
+    start = down["time of day"].map(minutes).astype(int) - first  # the first column begins the day
+    down["time of day"] = (start // 60).map("{:02d}:".format) + (start % 60).map("{:02d}".format)
+    notes.append(f"hours of the day stand across the header: a row each now, {next(iter(minutes))!r} at 00:00")
+    return down.sort_index(kind="stable").reset_index(drop=True)
 
 
 def _row_names(table: pandas.DataFrame) -> tuple[list[str], str]:
