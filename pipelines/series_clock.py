@@ -145,7 +145,7 @@ def _months(times: NDArray[Any], months: int) -> Step | None:
 
 
 def _moved_months(times: NDArray[Any], day: NDArray[np.int64], months: int) -> Step | None:
-    """The same where each month has one row that weekends move: the last working day, the 15th or the next working day."""
+    """The same where each month has one row that weekends move: the last working day, the 15th or the one after it."""
     gaps = np.diff(times).astype(np.int64) // DAY
     number = times.astype("datetime64[M]").astype(np.int64)
     if len(times) < MIN_COUNTED or len(np.unique(gaps)) == 1 or len(np.unique(number)) < len(number):

@@ -83,33 +83,33 @@ SENTINEL_MIN_OTHERS = 3  # values of the column that are none
 
 def find_time(
     table: pandas.DataFrame, source: str, notes: list[str], wanted: str | None
-) -> tuple[NDArray[Any] | None, pandas.DataFrame]:
-    """L times (NaT where unreadable), or None; and the table without their column."""
+) -> tuple[NDArray[Any] | None, pandas.DataFrame, bool]:
+    """L times (NaT where unreadable), or None; the table without their column; whether the times are in UTC."""
     import pandas as pd
 
     if wanted is None and isinstance(table.index, pd.PeriodIndex):
         table = table.set_axis(table.index.to_timestamp())
     if wanted is None and isinstance(table.index, pd.DatetimeIndex):
-        return _naive(pd.Series(table.index), source, notes), table.reset_index(drop=True)
+        return _naive(pd.Series(table.index), source, notes), table.reset_index(drop=True), table.index.tz is not None
     by_name = {str(name): name for name in table.columns}
     # Text that reads as times is surer than numbers that might be; among equals a telling name comes first.
     candidates = [by_name[wanted]] if wanted is not None else sorted(table.columns, key=lambda n: not says_time(n))
     found = _text_times(table, candidates, source)
     if found is None and wanted is None and (joined := _from_parts(table, notes)) is not None:
-        return joined
+        return *joined, False
     found = found or _number_times(table, candidates, wanted)
     if found is None:
         if wanted is not None:
             raise InputError(
                 f"{source}: column {wanted!r} does not read as times (its first cell: {_first_cell(table[by_name[wanted]])!r})"
             )
-        return None, _without_unread_times(table.reset_index(drop=True), source, notes)
+        return None, _without_unread_times(table.reset_index(drop=True), source, notes), False
     name, reading = found
     notes.append(f"time from column {str(name)!r}{reading.said if reading else ''}")
     times = table[name] if reading is None else reading.parse(table[name])
     rest = table.drop(columns=[name]).reset_index(drop=True)
-    stamps, rest = _with_clock_column(_naive(times, source, notes), rest, notes)
-    return stamps, rest
+    is_utc = getattr(times.dt, "tz", None) is not None or (reading is not None and reading.kind == "epoch")
+    return *_with_clock_column(_naive(times, source, notes), rest, notes), is_utc
 
 
 def _text_times(table: pandas.DataFrame, candidates: list[Any], source: str) -> tuple[Any, TimeReading | None] | None:

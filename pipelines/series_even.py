@@ -25,6 +25,7 @@ ROUND_STEPS = tuple(
     for count in counts
 )
 
+LOCAL_DAYS = "days begin at a local midnight that moves with daylight saving; they are taken as even"
 MAX_MISSING_SHARE = 0.5  # more missing steps than this: the table is no series at the step that was found
 MAX_COLLISIONS = 0.05  # of the rows may share a step with another
 MANY_REPEATED = 0.2  # of the rows: hardly slips
@@ -184,7 +185,7 @@ def _local_days(stamps: NDArray[Any], notes: list[str]) -> NDArray[Any]:
     if len(clock) != 2 or (clock[1] - clock[0]) not in (hour, 23 * hour):
         return stamps
     winter_first = clock[0] if clock[1] - clock[0] == hour else clock[1]
-    notes.append("days begin at a local midnight that moves with daylight saving; they are taken as even")
+    notes.append(LOCAL_DAYS)
     days = (stamps - np.timedelta64(int(winter_first), "ns")).astype("datetime64[D]")
     ahead = winter_first >= DAY // 2  # east of Greenwich the local day begins on the evening before
     return np.asarray((days + int(ahead)).astype("datetime64[ns]"))

@@ -29,7 +29,7 @@ from unipercept.pipelines.series_columns import (
     pivoted,
     without_row_numbers,
 )
-from unipercept.pipelines.series_even import on_even_grid
+from unipercept.pipelines.series_even import LOCAL_DAYS, on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.series_times import recognise_numbers, says_time
 from unipercept.pipelines.table_file import read_frame, shortened
@@ -81,6 +81,7 @@ class SeriesGrid:
         owner: of long format with several columns, variable to the series that it is of.
         static: of long format, each series' static attributes.
         static_names: their names, in that order.
+        in_utc: whether times are in UTC; else they are on the clock of the table.
     """
 
     values: NDArray[np.float64]
@@ -94,6 +95,7 @@ class SeriesGrid:
     owner: Mapping[str, str] = field(default_factory=dict)
     static: Mapping[str, tuple[Attribute, ...]] = field(default_factory=dict)
     static_names: tuple[str, ...] = ()
+    in_utc: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -237,8 +239,10 @@ def _counts_or_times(index: Any) -> bool:
 
     if isinstance(index, pd.DatetimeIndex | pd.PeriodIndex | pd.TimedeltaIndex):
         return True
+    if isinstance(index, pd.RangeIndex):
+        return True
     is_number = pd.api.types.is_numeric_dtype(index)
-    return is_number and not (says_time(index.name) and recognise_numbers(index.to_series(), is_named=True) is not None)
+    return is_number and recognise_numbers(index.to_series(), is_named=says_time(index.name)) is None
 
 
 def _told_apart(names: list[Any]) -> list[Any]:
@@ -300,7 +304,7 @@ def _grid(
             raise InputError(
                 f"{source} has no column {wanted!r}; there are {shortened([str(c) for c in table.columns], 12)}"
             )
-    stamps, table = find_time(table, source, notes, time)
+    stamps, table, is_utc = find_time(table, source, notes, time)
     names, table = find_series(stamps, table, series, notes)
     table = without_row_numbers(stamps, table, (*targets, *known, *static), notes)
     attributes, static_names, table = split_static(names, table, static, (*targets, *known), source, notes)
@@ -328,8 +332,9 @@ def _grid(
         values[np.isinf(values)] = np.nan
         notes.append(f"{infinite} infinite values count as missing")
     _tell_constant(numbers, values, notes)
+    in_utc = is_utc and LOCAL_DAYS not in notes
     return SeriesGrid(
-        values, grid, step, tuple(numbers), source, tuple(notes), layout, told, owner, attributes, static_names
+        values, grid, step, tuple(numbers), source, tuple(notes), layout, told, owner, attributes, static_names, in_utc
     )
 
 

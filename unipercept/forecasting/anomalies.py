@@ -100,6 +100,7 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
             "first_row_scored": start,
             "step": str(prepared.step),
             "notices": notices,
+            **({"time_zone": "UTC"} if prepared.in_utc else {}),
         },
     )
 

@@ -97,8 +97,16 @@ class TableForecaster:
 
     def score(self, X: Any, y: Any = None) -> float:
         """Minus the mean absolute error of the medians against the values that followed (so that higher is better)."""
-        truth = np.asarray(X if y is None else y, np.float64)
+        table = X if y is None else y
+        if hasattr(table, "columns"):  # by name, as in the fit: the columns may come in another order
+            missing = [name for name in self.variables_ if name not in map(str, table.columns)]
+            if missing:
+                raise InputError(f"the values that followed have no column {missing[0]!r}")
+            table = table.set_axis(list(map(str, table.columns)), axis=1)[list(self.variables_)]
+        truth = np.asarray(table, np.float64)
         truth = truth[:, None] if truth.ndim == 1 else truth
+        if truth.shape[1:] != (len(self.variables_),):
+            raise InputError(f"the values that followed must be steps x {len(self.variables_)}, got {truth.shape}")
         return -float(np.nanmean(np.abs(self.predict(len(truth)).to_numpy() - truth)))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -174,6 +182,8 @@ class TableForecaster:
 
         _, later = self._prepared(history)
         index = pd.Index(later.after(self._steps(horizon)), name="time")
+        if isinstance(index, pd.DatetimeIndex) and later.in_utc:
+            index = index.tz_localize("UTC")
         return pd.DataFrame(values, index=index, columns=list(self.variables_))
 
     def _steps(self, horizon: int | None) -> int:

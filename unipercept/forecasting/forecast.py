@@ -218,6 +218,7 @@ def _result(
         "rows": len(prepared),
         "layout": "long" if prepared.layout == "long" or len(prepared.variables) > MANY_SERIES else "wide",
         "notices": notices,
+        **({"time_zone": "UTC"} if prepared.in_utc else {}),
         "seconds": round(seconds, 1),
     }
     if found is not None and choice is not None:

@@ -59,6 +59,7 @@ class Prepared:
         attributes: the static attributes of the series; None where they have none.
         unseen_cycle: steps of the calendar's cycle that the rows are too few to show; None
             where they are enough, or where a cycle was asked for.
+        in_utc: whether times are in UTC; else they are on the clock of the table.
     """
 
     values: NDArray[np.float64]
@@ -84,6 +85,7 @@ class Prepared:
     known_names: tuple[str, ...] = ()
     attributes: Attributes | None = None
     unseen_cycle: int | None = None
+    in_utc: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -132,9 +134,10 @@ def prepare(
     """
     horizon = whole_steps(horizon, "horizon")
     period = None if period is None else whole_steps(period, "period")
-    wanted = tuple(dict.fromkeys(str(name) for name in targets))
-    told = tuple(dict.fromkeys(str(name) for name in known))
-    fixed = tuple(dict.fromkeys(str(name) for name in static))
+    wanted, told, fixed = (
+        tuple(dict.fromkeys(map(str, [names] if isinstance(names, str) else names)))
+        for names in (targets, known, static)
+    )
     for some, others, what in (
         (told, wanted, "be forecast and be known in advance"),
         (fixed, wanted, "be forecast and be static"),
@@ -235,6 +238,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         if grid.static_names
         else None,
         None if period is not None else unseen_cycle(grid.step, len(values)),
+        grid.in_utc,
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, printable
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates
-from unipercept.results.words import origin, plain_times, short, text_array
+from unipercept.results.words import marked_times, origin, plain_times, short, text_array
 
 if TYPE_CHECKING:
     import pandas
@@ -136,7 +136,7 @@ class Anomalies(Result):
         import pandas as pd
 
         columns = {name: getattr(self, name) for name in ("value", "expected", "low", "high", "size")}
-        return pd.DataFrame({"time": self.time, "variable": text_array(self.variable), **columns})
+        return pd.DataFrame({"time": marked_times(self.time, self.metadata), "variable": text_array(self.variable), **columns})
 
     def to_xarray(self) -> xarray.Dataset:
         import xarray as xr

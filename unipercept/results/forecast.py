@@ -18,7 +18,7 @@ from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, counted, printable
 from unipercept.results.base import Result
 from unipercept.results.drawing import BLUE, GREY, MAX_PANELS, ORANGE, empty_figure, short_dates, write_figure
-from unipercept.results.words import origin, plain_times, short, text_array
+from unipercept.results.words import marked_times, origin, plain_times, short, text_array
 
 if TYPE_CHECKING:
     import pandas
@@ -96,6 +96,7 @@ class Forecast(Result):
         shown = min(count, MAX_COLUMNS)
         head = f"{printable(self.source)} ({self.modality}, {self.model}): "
         head += f"{steps} step{'s' * (steps != 1)} of {count} variable{'s' * (count != 1)} from {times[0]}"
+        head += f" {self.metadata['time_zone']}" if "time_zone" in self.metadata else ""
         names = "".join(f"  {short(name, 10):>10}" for name in self.variables[:shown])
         has_interval = count == 1 and {0.1, 0.9} <= set(self.quantiles)
         lines = [head, "  " + " " * len(times[0]) + names + "  80 % interval" * has_interval]
@@ -113,21 +114,25 @@ class Forecast(Result):
 
         Args:
             layout: "wide" has columns time, NAME, NAME_q0.1 …; "long" has time, series, forecast, q0.1 … and a row a
-                step and series. None takes what metadata["layout"] says, and wide where it says nothing.
+                step and series. None takes what metadata["layout"] says, and wide where it says nothing, unless two columns
+                would have one name.
         """
         import pandas as pd
 
         levels = sorted(self.quantiles)
-        if (layout or self.metadata.get("layout", "wide")) == "long":
+        times = marked_times(self.time, self.metadata)
+        names = ["time", *(f"{name}{end}" for name in self.variables for end in ("", *(f"_q{q:g}" for q in levels)))]
+        usual = self.metadata.get("layout", "wide") if len(set(names)) == len(names) else "long"
+        if (layout or usual) == "long":
             steps, count = self.values.shape
             long: dict[str, Any] = {
-                "time": np.tile(self.time, count),
+                "time": pd.Index(times).take(np.tile(np.arange(steps), count)),
                 "series": np.repeat(text_array(self.variables), steps),
             }
             long["forecast"] = self.values.T.reshape(-1)
             long |= {f"q{level:g}": self.quantiles[level].T.reshape(-1) for level in levels}
             return pd.DataFrame(long)
-        columns: dict[str, Any] = {"time": self.time}
+        columns: dict[str, Any] = {"time": times}
         for i, name in enumerate(self.variables):
             columns[name] = self.values[:, i]
             columns |= {f"{name}_q{level:g}": self.quantiles[level][:, i] for level in levels}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +40,14 @@ def plain_times(times: NDArray[Any]) -> list[str]:
         else:
             break
     return texts
+
+
+def marked_times(times: NDArray[Any], metadata: Mapping[str, Any]) -> Any:
+    """Times for a table, with their zone where the metadata say it: a file of bare times would pass for local ones."""
+    import pandas as pd
+
+    zone = metadata.get("time_zone")
+    return times if zone is None else pd.DatetimeIndex(times).tz_localize(zone)
 
 
 def text_array(names: tuple[str, ...]) -> NDArray[np.object_]:
