@@ -170,7 +170,9 @@ def _rewritten(cells: Sequence[str], record: TextColumn, beside: bool) -> NDArra
 
 def _value(found: re.Match[str], are_thousands: bool, has_decimal_commas: bool) -> float:
     text = found["number"]
-    if (_COMMA.fullmatch(text) and not are_thousands) or (has_decimal_commas and _GROUPED.fullmatch(text)):
+    if (_COMMA.fullmatch(text) and (found["power"] or not are_thousands)) or (
+        has_decimal_commas and _GROUPED.fullmatch(text)
+    ):
         text = text.replace(".", "").replace(",", ".")
     elif _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")

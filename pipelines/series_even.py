@@ -216,7 +216,7 @@ def _regular_tail(
     if missing <= MAX_MISSING_SHARE * length:
         return stamps, values, step
     apart = int(gaps.argmax()) + 1  # rows before the longest gap
-    if gaps.max() > 0.5 * gaps.sum() and (few := min(apart, len(stamps) - apart)) <= max(1, len(stamps) // 100):
+    if gaps.max() > 0.9 * gaps.sum() and (few := min(apart, len(stamps) - apart)) <= max(1, len(stamps) // 100):
         raise InputError(
             f"{source}: {counted(few, 'time lies', 'times lie')} far from all others ({stamps[0 if apart == few else -1]!s:.10}); "
             "correct that, or leave it out"

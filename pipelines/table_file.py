@@ -381,9 +381,11 @@ def has_decimal_commas(rows: list[list[str]], delimiter: str) -> bool:
 def _role(cells: Sequence[str], sign: str) -> str:
     """What a sign does in the numbers of a column: "decimal", "thousands", "unclear" or nothing."""
     s, other = re.escape(sign), re.escape("." if sign == "," else ",")
-    numbers = [
-        found[1] for cell in cells if (found := re.fullmatch(r"[^\d.,]{0,4}([\d.,' \u00a0\u202f]+)[^\d.,]{0,8}", cell))
-    ]
+    number = re.compile(r"[^\d.,]{0,4}([\d.,' \u00a0\u202f]+)([eE][-+]?\d+)?[^\d.,]{0,8}")
+    found = [one for cell in cells if (one := number.fullmatch(cell))]
+    numbers = [one[1] for one in found]
+    if any(one[2] and sign in one[1] for one in found):
+        return "decimal"
     if len(numbers) < 0.5 * sum(map(bool, cells)):
         return ""
     grouped = sum(bool(re.fullmatch(rf"[1-9]\d{{0,2}}(?:{s}\d{{3}})+", number)) for number in numbers)

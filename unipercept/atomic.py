@@ -36,7 +36,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     so that readers of the folder pass over what a killed process left.
 
     Raises:
-        InputError: the folder of `path` does not exist or cannot be written, or the disk is full.
+        InputError: the folder of `path` does not exist or cannot be written, a folder has the name of the file, or the
+            disk is full.
     """
     path = check_folder_of(path)
     temporary = path.with_name(f".{path.stem}-{uuid4().hex[:8]}{path.suffix}")
@@ -78,6 +79,8 @@ def _share(path: Path) -> None:
 
 def _replace(temporary: Path, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():  # os.replace refuses a folder that is not empty
+        if not temporary.is_dir():  # what lies in it is not ours to delete
+            raise InputError(f"cannot write {path}: a folder has this name")
         retired = path.with_name(f".{path.name}-{uuid4().hex[:8]}-old")
         os.replace(path, retired)
         os.replace(temporary, path)

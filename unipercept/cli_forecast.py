@@ -107,7 +107,7 @@ def forecast(
     from unipercept.forecasting.command import check_outputs, parse_methods, summary, write_outputs
     from unipercept.forecasting.forecast import forecast_table
 
-    check_outputs(output, plot, report)
+    check_outputs(series, output, plot, report)
     chosen = parse_methods(methods or [])
     with one_bar("forecast") as tell:
         result = forecast_table(

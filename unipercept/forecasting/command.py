@@ -4,6 +4,7 @@ before it, write files after it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ from unipercept.results import SAVED_SUFFIXES
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def check_outputs(output: Path | None, plot: Path | None, report: Path | None) -> None:
-    """Refuse a file that could not be written in the end before minutes are spent on it.
+def check_outputs(source: str | Path, output: Path | None, plot: Path | None, report: Path | None) -> None:
+    """Refuse a file that could not be written in the end before minutes are spent on it, and one that is the table.
 
     Raises:
-        InputError: a suffix that is not written, or a folder that does not exist.
+        InputError: a suffix that is not written, a folder that does not exist or may not be written, the table itself.
     """
     for path, option, suffixes in (
         (output, "--output", SAVED_SUFFIXES),
@@ -33,6 +34,12 @@ def check_outputs(output: Path | None, plot: Path | None, report: Path | None) -
             raise InputError(f"{option} {path}: the suffix must be one of {', '.join(suffixes)}")
         if not path.parent.is_dir():
             raise InputError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
+        if not os.access(path.parent, os.W_OK):
+            raise InputError(f"{option} {path}: the folder {path.parent} may not be written")
+        if path.is_dir() and path.suffix.lower() != ".zarr":
+            raise InputError(f"{option} {path}: a folder has this name")
+        if path.exists() and Path(source).exists() and path.samefile(source):
+            raise InputError(f"{option} {path} is the table itself; name another file")
 
 
 def parse_methods(words: Sequence[str]) -> tuple[str, ...]:

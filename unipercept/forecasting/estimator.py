@@ -96,18 +96,24 @@ class TableForecaster:
         return pd.DataFrame(columns)
 
     def score(self, X: Any, y: Any = None) -> float:
-        """Minus the mean absolute error of the medians against the values that followed (so that higher is better)."""
+        """Minus the mean absolute error of the medians against the values that followed (so that higher is better).
+
+        Raises:
+            InputError: a DataFrame without any of the series, or an array that is not steps x series.
+        """
         table = X if y is None else y
-        if hasattr(table, "columns"):  # by name, as in the fit: the columns may come in another order
-            missing = [name for name in self.variables_ if name not in map(str, table.columns)]
-            if missing:
-                raise InputError(f"the values that followed have no column {missing[0]!r}")
-            table = table.set_axis(list(map(str, table.columns)), axis=1)[list(self.variables_)]
+        scored = list(self.variables_)
+        if hasattr(table, "columns"):  # by name: they may come in another order, or beside others
+            named = {str(name): name for name in table.columns}
+            scored = [name for name in scored if name in named]
+            if not scored:
+                raise InputError(f"the values that followed have no column {self.variables_[0]!r}")
+            table = table[[named[name] for name in scored]]
         truth = np.asarray(table, np.float64)
         truth = truth[:, None] if truth.ndim == 1 else truth
-        if truth.shape[1:] != (len(self.variables_),):
-            raise InputError(f"the values that followed must be steps x {len(self.variables_)}, got {truth.shape}")
-        return -float(np.nanmean(np.abs(self.predict(len(truth)).to_numpy() - truth)))
+        if truth.shape[1:] != (len(scored),):
+            raise InputError(f"the values that followed must be steps x {len(scored)}, got {truth.shape}")
+        return -float(np.nanmean(np.abs(self.predict(len(truth))[scored].to_numpy() - truth)))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings by name."""

@@ -136,7 +136,9 @@ class Anomalies(Result):
         import pandas as pd
 
         columns = {name: getattr(self, name) for name in ("value", "expected", "low", "high", "size")}
-        return pd.DataFrame({"time": marked_times(self.time, self.metadata), "variable": text_array(self.variable), **columns})
+        return pd.DataFrame(
+            {"time": marked_times(self.time, self.metadata), "variable": text_array(self.variable), **columns}
+        )
 
     def to_xarray(self) -> xarray.Dataset:
         import xarray as xr

@@ -114,8 +114,8 @@ class Forecast(Result):
 
         Args:
             layout: "wide" has columns time, NAME, NAME_q0.1 …; "long" has time, series, forecast, q0.1 … and a row a
-                step and series. None takes what metadata["layout"] says, and wide where it says nothing, unless two columns
-                would have one name.
+                step and series. None takes what metadata["layout"] says, and wide where it says nothing, unless two
+                columns would have one name.
         """
         import pandas as pd
 
