@@ -161,7 +161,7 @@ def _rewritten(cells: Sequence[str], record: TextColumn, beside: bool) -> NDArra
     kinds = {one["unit"] or "" for one in read} | ({""} if beside else set())
     for factors in (_SCALES, _SIDES):
         if len(kinds) > 1 and kinds <= factors.keys():
-            return numbers * np.array([factors.get(one["unit"] or "", 1.0) if one else 1.0 for one in found])
+            return np.asarray(numbers * [factors.get(one["unit"] or "", 1.0) if one else 1.0 for one in found])
     record.units |= kinds - {""} | {one["currency"] for one in read if one["currency"]}
     if {"%", ""} <= kinds:
         record.units.add("plain numbers")

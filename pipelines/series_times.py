@@ -48,12 +48,12 @@ _LONG_YEAR = r"(?P<year>\d{4})"
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th|er|\.|º|ª)?"
 _OF = r"(?:[-/., ]*(?:of|de|del) |[-/., ]*)"
 _FISCAL = r"(?:FY ?)?"
-_PARTS = {"quarter": r"q|qtr|quarter|quartal|trim|trimestre|kv|t", "week": r"w|wk|week|kw|woche|semaine|vecka",
-          "month": r"m|p|per|period|periode", "half": r"h|half|hy|semester|s"}  # fmt: skip
-_MOST = {"quarter": 4, "week": 53, "month": 12, "half": 2}  # that a part of a year counts to
-_LETTERS = r"(?P<letters>" + "|".join(_PARTS.values()) + r")"
 Kind = Literal["date", "day-first", "month-first", "open", "month", "quarter", "week", "half", "year",
                "epoch", "excel", "compact"]  # fmt: skip
+_PARTS: dict[Kind, str] = {"quarter": r"q|qtr|quarter|quartal|trim|trimestre|kv|t", "week": r"w|wk|week|kw|woche|semaine|vecka",
+          "month": r"m|p|per|period|periode", "half": r"h|half|hy|semester|s"}  # fmt: skip
+_MOST: dict[Kind, int] = {"quarter": 4, "week": 53, "month": 12, "half": 2}  # that a part of a year counts to
+_LETTERS = r"(?P<letters>" + "|".join(_PARTS.values()) + r")"
 # What a whole cell may look like, the surest first.
 _SHAPES: tuple[tuple[Kind, str], ...] = (
     ("date", rf"{_LONG_YEAR}[-/.](?P<month>\d{{1,2}})[-/.](?P<day>\d{{1,2}}){_CLOCK}"),
@@ -290,17 +290,18 @@ def recognise_times(column: pandas.Series[Any]) -> TimeReading | None:
     for kind, pattern in _SHAPES:
         if (sample.str.fullmatch(pattern)).mean() < MIN_READ:
             continue
-        reading: TimeReading | None = TimeReading(kind, pattern, repairs)
+        shaped = TimeReading(kind, pattern, repairs)
+        reading: TimeReading | None = shaped
         parts = sample.str.extract(rf"^(?:{pattern})$")
         if "letters" in parts:
-            reading = _part_of_year(reading, parts)
+            reading = _part_of_year(shaped, parts)
         elif kind == "open":
-            reading = _order(reading, known)
+            reading = _order(shaped, known)
         elif kind == "month":
-            reading = _months(reading, parts, known)
+            reading = _months(shaped, parts, known)
         elif "next" in parts:
             after = pd.to_numeric(parts["next"]) % 100 == (pd.to_numeric(parts["year"]) + 1) % 100
-            reading = reading if after.mean() >= MIN_READ else None
+            reading = shaped if after.mean() >= MIN_READ else None
         if reading is None:
             continue
         has_zone = "zone" in parts and bool(parts["zone"].notna().mean() > 0.5)

@@ -241,7 +241,7 @@ def sniff(path: Path) -> Dialect:
     names = tuple(joined_names([_wide(row, len(rows[count])) for row in rows[:count]])) if count > 1 else ()
     width = len(rows[0]) if count == 1 else len(names)
     below = [_wide(row, width) for row in rows[count if has_header else 0 :]]
-    labels = names or (rows[0] if has_header else range(width))
+    labels: Sequence[str | int] = names or (rows[0] if has_header else range(width))
     columns = zip(*below, strict=True) if below else ()
     codes = tuple(label for label, cells in zip(labels, columns, strict=False) if _are_codes(cells))
     if count == 1:

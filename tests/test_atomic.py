@@ -39,6 +39,16 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_file_never_replaces_a_folder(tmp_path):
+    target = tmp_path / "table.csv"
+    target.mkdir()
+    (target / "kept").write_text("kept")
+    with pytest.raises(InputError, match="a folder has this name"), atomic_path(target) as temporary:
+        temporary.write_text("new")
+    assert (target / "kept").read_text() == "kept"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"), atomic_path(tmp_path / "absent" / "x.json"):
         pass

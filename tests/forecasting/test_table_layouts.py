@@ -5,6 +5,9 @@ import pandas as pd
 import pytest
 
 from tests.forecasting.tables import QUICK, csv, forecast, hours, said, wave
+from unipercept.errors import InputError
+from unipercept.forecasting.command import check_outputs
+from unipercept.forecasting.estimator import TableForecaster
 from unipercept.forecasting.forecast import forecast_table
 
 
@@ -238,3 +241,44 @@ def test_rows_prepared_for_the_forecast_are_no_time_that_has_passed(tmp_path):
     assert said(result, "14 rows without any value at the end left out")
     frame.loc[200:206, "price"] = 10.0
     assert said(forecast_table(frame, 14, **QUICK), "price go on for 7 steps where the others end, too few")
+
+
+def test_times_in_utc_say_so_in_every_written_form(tmp_path):
+    frame = pd.DataFrame({"y": wave()}, index=hours().tz_localize("Europe/Berlin"))
+    result = forecast_table(frame, 3, **QUICK)
+    first = frame.index[-1] + pd.Timedelta(hours=1)
+    written = pd.read_csv(result.save(tmp_path / "next.csv"), parse_dates=["time"])
+    assert written["time"][0] == first
+    assert "UTC" in result.to_text().splitlines()[0]
+    model = TableForecaster(3, **QUICK).fit(frame)
+    assert model.predict().index[0] == first
+    assert forecast(tmp_path, PLAIN).to_dataframe()["time"].dt.tz is None
+
+
+def test_a_score_pairs_columns_by_name():
+    frame = pd.DataFrame({"load": wave(), "heat": 5 * wave(seed=1)}, index=hours())
+    model = TableForecaster(24, **QUICK).fit(frame[:-24])
+    assert model.score(frame[["heat", "load"]][-24:]) == model.score(frame[-24:])
+    assert model.score(frame[["load"]][-24:]) > model.score(frame[-24:])
+    with pytest.raises(InputError, match="steps x 2"):
+        model.score(frame["load"][-24:])
+
+
+def test_series_whose_names_collide_with_quantiles_are_written_a_row_each():
+    frame = pd.DataFrame({"y": wave(), "y_q0.1": wave(seed=1)}, index=hours())
+    assert list(forecast_table(frame, 3, **QUICK).to_dataframe().columns[:3]) == ["time", "series", "forecast"]
+
+
+def test_outputs_that_would_destroy_something_are_refused_before_the_work(tmp_path):
+    table, folder = tmp_path / "table.csv", tmp_path / "next.csv"
+    table.write_text(PLAIN, encoding="utf-8")
+    folder.mkdir()
+    with pytest.raises(InputError, match="is the table itself"):
+        check_outputs(table, tmp_path / "." / "table.csv", None, None)
+    with pytest.raises(InputError, match="a folder has this name"):
+        check_outputs(table, folder, None, None)
+
+
+def test_names_of_columns_may_be_one_string():
+    frame = pd.DataFrame({"load": wave(), "heat": wave(seed=1)}, index=hours())
+    assert forecast_table(frame, 3, targets="load", **QUICK).variables == ("load",)
