@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.forecasting.tables import QUICK, csv, forecast, hours, said, wave
+from tests.forecasting.tables import PLAIN, QUICK, csv, forecast, hours, said, wave
 from unipercept.errors import InputError
 from unipercept.forecasting.command import check_outputs
 from unipercept.forecasting.estimator import TableForecaster
