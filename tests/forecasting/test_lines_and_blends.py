@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unipercept.forecasting.blend import best_weights, blend
+from unipercept.forecasting.blend import Blend, _products, best_weights, blend
 from unipercept.forecasting.lines import (
     AROUND,
     LineSettings,
@@ -144,6 +144,35 @@ def test_variables_together_or_one_by_one_are_forecast_alike(table):
     line = _solve(_sums(parts[0], 0.5, range(4)), settings, CYCLE, range(4))
     alone, whole = parts[0].batch(torch.arange(30)), parts[1].batch(torch.arange(10))
     torch.testing.assert_close(line(alone).reshape(10, 3, 4).transpose(1, 2), line(whole), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [0.1, math.inf])
+def test_every_series_goes_through_the_weights_of_its_variable_in_whatever_order_they_come(table, own):
+    part = windows(table, LOOKBACK, 300, 4, clock())
+    line = _solve(_sums(part, 0.5, range(4)), LineSettings("cycle", own=own, features=True, level=1.0), CYCLE, range(4))
+    batch = part.batch(torch.tensor([5, 0, 3, 7, 6, 9, 300, 2, 12]))  # of variable 0 six, of 1 and 2 the rest
+    for i, v in enumerate(batch.identity[:, 0].tolist()):
+        past = batch.values[i, :LOOKBACK, 0].double()
+        mean, deviation = past.mean(), (past.var(correction=0) + 0.01).sqrt()
+        expected = (past - mean) @ line.weight[v if len(line.weight) > 1 else 0].double() + mean * (1 + line.level[v])
+        expected = expected + deviation * (batch.features[i, LOOKBACK].double() @ line.features[v].double())
+        torch.testing.assert_close(line(batch)[i, :, 0].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_error_products_are_means_over_each_half_of_validation(table, together):
+    held, steps = windows(table, LOOKBACK, 301, 4, None, together), range(1, 4)
+    line = _solve(_sums(windows(table, LOOKBACK, 300, 4), 0.5, steps), LineSettings("cycle", own=0.1), CYCLE, steps)
+    config = ForecastConfig(lookback=LOOKBACK, horizon=4, period=CYCLE, patch=2, dim=8, blocks=1, kernel_size=3)
+    network = SeriesForecaster(config, 3).eval()
+    members = Blend((network,), ((line,),), (steps,), torch.ones(1, 2))
+    halves = _products(members, 0, steps, held)
+    for found, numbers in zip(halves, torch.arange(len(held)).chunk(2), strict=True):
+        batch = held.batch(numbers)
+        with torch.no_grad():
+            points = torch.stack([line(batch), batch.forecast(network).point[:, 1:]])
+        errors = (points - batch.target[:, 1:]).flatten(1).double()
+        torch.testing.assert_close(found, errors @ errors.T / errors.shape[1], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("members", [2, 3, 4])
