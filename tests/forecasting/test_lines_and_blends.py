@@ -21,6 +21,7 @@ from unipercept.forecasting.lines import (
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
+from unipercept.forecasting.window_scores import score
 from unipercept.forecasting.windows import Windows
 
 LOOKBACK, CYCLE = 12, 6
@@ -278,3 +279,29 @@ def test_nothing_that_comes_after_a_forecast_changes_its_intervals():
     until = int((rollings[0].rows <= row).sum())
     assert torch.equal(rollings[0].factors[:until], rollings[1].factors[:until])
     assert not torch.equal(rollings[0].factors[until:], rollings[1].factors[until:])
+
+
+@pytest.mark.parametrize("variables", [1, 3, 6, 7])
+@pytest.mark.parametrize("most", [5, 40, 97, 10_000])
+def test_a_sample_of_windows_is_of_all_variables_alike_and_of_all_rows(variables, most):
+    held = windows(torch.randn(400, variables), LOOKBACK, 400, 8)
+    numbers = held.sample(most)
+    counts = torch.bincount(numbers % variables, minlength=variables)
+    assert counts.max() - counts.min() <= 1  # a step of 21 windows met the first of seven variables alone
+    assert len(numbers) <= max(most * 2, 1) or most >= len(held)
+    rows = (numbers // variables).unique()
+    assert rows[-1] >= len(held.starts) * (1 - 1.5 / len(numbers)) - 1
+    assert torch.equal(held.sample(None), torch.arange(len(held)))
+
+
+def test_windows_of_all_variables_are_sampled_by_row():
+    held = windows(torch.randn(400, 6), LOOKBACK, 400, 8, together=True)
+    assert torch.equal(held.sample(40), torch.arange(0, len(held), len(held) // 40))
+
+
+def test_scores_of_a_part_of_the_windows_are_of_every_variable():
+    torch.manual_seed(0)
+    held = windows(torch.randn(600, 3) * torch.tensor([1.0, 3.0, 9.0]), LOOKBACK, 600, 8)
+    zero = lambda batch: SeriesForecast(torch.zeros_like(batch.target), None)  # noqa: E731
+    capped, whole = (score(zero, held, QUANTILES, cap=cap).mse for cap in (len(held) // 6, None))
+    assert abs(capped / whole - 1) < 0.2  # of the first variable alone it would be a thirtieth

@@ -250,10 +250,8 @@ def calibrate(forecast: Blend, task: Task, config: ForecastConfig, cap: int = 4_
     """Factors of the intervals from validation windows spread over the split."""
     windows = task.splits["val"]
     calibrator = Calibrator(config.quantiles, windows.horizon)
-    numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
-    for part in torch.split(
-        numbers, max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
-    ):
+    size = max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
+    for part in torch.split(windows.sample(cap), size):
         batch = windows.batch(part)
         quantiles = forecast(batch).quantiles
         assert quantiles is not None
