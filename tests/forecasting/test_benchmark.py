@@ -10,15 +10,16 @@ import torch
 from unipercept.cli import main
 from unipercept.datasets.long_term import SHAPES
 from unipercept.errors import InputError
-from unipercept.forecasting.benchmark import SETS, BenchmarkSet, open_task, without_last_batch
+from unipercept.forecasting.benchmark import SETS, BenchmarkSet, last_batch, open_task, without
 from unipercept.forecasting.benchmark_baselines import BASELINES, evaluate_series, run_baseline
 from unipercept.forecasting.benchmark_network import run_network
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.losses import window_weights
-from unipercept.forecasting.network import SeriesForecaster
+from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import training_steps
+from unipercept.forecasting.window_scores import score
 
 # Of "repeat last value": README of the data, from the papers of LTSF-Linear and PatchTST.
 REPEAT = {("etth1", 96): (1.295, 0.713), ("etth2", 192): (0.534, 0.473), ("exchange_rate", 96): (0.081, 0.196)}
@@ -79,10 +80,14 @@ def test_only_what_holds_several_years_tells_what_is_slower_than_a_year():
 
 def test_a_loader_that_drops_its_last_batch_leaves_out_the_latest_windows(folder):
     windows = open_task("ili", folder, 36, 24, device="cpu").splits["test"]
-    kept = without_last_batch(windows, 64)
     assert len(windows.starts) == 170
-    assert torch.equal(kept.starts, windows.starts[:128])
-    assert len(without_last_batch(windows)) == len(windows)  # fewer than a batch: nothing would be left
+    assert torch.equal(last_batch(windows, 64).starts, windows.starts[128:])
+    assert last_batch(windows, 85) is None
+    assert last_batch(windows) is None  # fewer than a batch: nothing would be left
+    kept = replace(windows, starts=windows.starts[:128], rows=windows.rows[:128], stride=windows.stride[:128])
+    zero = lambda batch: SeriesForecast(torch.zeros_like(batch.target), None)  # noqa: E731
+    whole, part, rest = (score(zero, some, QUANTILES) for some in (windows, last_batch(windows, 64), kept))
+    assert without(whole, part) == pytest.approx(rest.mse)
 
 
 def test_baselines_are_what_they_say(folder):
@@ -111,6 +116,18 @@ def test_one_forecast_is_judged_at_every_horizon_on_every_window(folder, mixing)
     repeat = run_baseline(open_task("ili", folder, 104, 24, device="cpu"), "repeat", judge_test=True)
     assert results[0].test.mse < repeat.test.mse
     assert len(found.networks) == 2
+
+
+def test_rows_are_handed_over_horizon_by_horizon_and_one_of_them_can_be_judged_alone(folder):
+    config, seen, told = SMALL.changed(epochs=1, series_an_epoch=128), [], []
+    call = {"horizons": (24, 36), "refit": True, "device": "cpu", "on_rows": lambda rows, _: seen.append(rows)}
+    results, _ = run_network("ili", folder, config, **call, tell=told.append)
+    assert [[(row.horizon, row.method) for row in rows] for rows in seen] == [
+        [(h, "network"), (h, "network refit")] for h in (24, 36)
+    ]
+    assert told[-2:] == ["judge 24 steps", "judge 36 steps"]
+    (alone, _), _ = run_network("ili", folder, config, judged=(36,), **call)
+    assert replace(alone, seconds=0.0) == replace(results[1], seconds=0.0)
 
 
 @pytest.mark.parametrize("refit", [False, True])

@@ -157,12 +157,19 @@ def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, toget
     )
 
 
-def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
-    """The windows that a loader gives which drops its last, incomplete batch: what many
-    published errors are a mean of.
+def last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows | None:
+    """The windows that a loader leaves out which drops its last, incomplete batch; None where nothing is left out, or
+    nothing would be left.
     """
-    count = len(windows.starts) // batch * batch or len(windows.starts)
-    return replace(windows, starts=windows.starts[:count], rows=windows.rows[:count], stride=windows.stride[:count])
+    count = len(windows.starts) // batch * batch
+    if count in (0, len(windows.starts)):
+        return None
+    return replace(windows, starts=windows.starts[count:], rows=windows.rows[count:], stride=windows.stride[count:])
+
+
+def without(whole: Scores, part: Scores) -> float:
+    """Mean squared error of the windows that are not in the part."""
+    return (whole.mse * whole.n - part.mse * part.n) / (whole.n - part.n)
 
 
 def clock(rows: int, day: int) -> Tensor:
@@ -190,7 +197,7 @@ class Result:
     parameters: int = 0
     seconds: float = 0.0
     alone: float | None = None  # validation error of the best network by itself, mean over the horizons
-    dropped_mse: float | None = None  # test error of the windows that `without_last_batch` leaves
+    dropped_mse: float | None = None  # test error without `last_batch`, as many published ones are
 
     def to_text(self) -> str:
         """A line for a terminal."""
