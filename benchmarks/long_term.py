@@ -6,9 +6,9 @@ published rows to compare with.
     python benchmarks/long_term.py DATA -o runs/long_term --sets ettm1 --choose
         # validation chooses among CANDIDATES: settings.json in the output folder, which a later run takes
 
-DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to
-rows.jsonl a horizon at a time; a run that is stopped, or whose --seconds are over, goes on with the rows that are
-missing.
+DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...; the names in Time-Series-Library's data folder are
+known, too) or the files themselves. Rows are appended to rows.jsonl a horizon at a time; a run that is stopped, or whose
+--seconds are over, goes on with the rows that are missing.
 """
 
 import argparse
@@ -34,7 +34,14 @@ from unipercept.forecasting.benchmark_network import run_network
 from unipercept.forecasting.blend import Blend
 from unipercept.forecasting.settings import ForecastConfig
 
-FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}
+# Of a set, beside its own name and DATA itself: the second names are those of Time-Series-Library's data folder.
+FOLDERS = {
+    **dict.fromkeys(("etth1", "etth2", "ettm1", "ettm2"), ("ett", "ETT-small")),
+    "weather_jena": ("weather",),
+    "ili": ("illness",),
+    "solar": ("Solar",),
+    **dict.fromkeys(("stations_temperature", "stations_wind"), ("stations",)),
+}
 CHOSEN = Path(__file__).parent / "results/long_term_settings.json"
 # Mean squared error, average of the four horizons; read in papers, see docs/forecasting_benchmark.md.
 BARS = {("etth1", 512): 0.404, ("etth2", 512): 0.322, ("weather_jena", 512): 0.222,
@@ -77,8 +84,12 @@ CANDIDATES = [
 
 
 def folder_of(data: Path, name: str) -> Path:
-    """Where a set lies."""
-    for candidate in FOLDERS[name]:
+    """Where a set lies.
+
+    Raises:
+        InputError: nowhere.
+    """
+    for candidate in (name, *FOLDERS.get(name, ()), ""):
         try:
             open_task(name, data / candidate, 24, SETS[name].horizons[0], device="cpu")
             return data / candidate
@@ -233,7 +244,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["etth1", "etth2", "weather_jena", "exchange_rate"])
-    parser.add_argument("--lookbacks", type=int, nargs="+", help="default: the set's longer one, and 96")
+    parser.add_argument("--lookbacks", type=int, nargs="+", help="default: those of the set's published tables")
     parser.add_argument("--horizons", type=int, nargs="+", help="default: the set's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["network", *BASELINES])
@@ -272,11 +283,9 @@ def jobs_to_do(arguments: argparse.Namespace, done: list[dict]) -> list[dict]:
     jobs = []
     for method, name in itertools.product(methods, arguments.sets):
         folder, horizons = str(folder_of(arguments.data, name)), tuple(arguments.horizons or SETS[name].horizons)
-        longest = SETS[name].lookback
-        both = {longest, 96} if len(SETS[name].horizons) > 1 and longest > 96 else {longest}
         seeds = arguments.seeds if method == "network" and not arguments.choose else arguments.seeds[:1]
-        refit = arguments.refit and method == "network" and not arguments.choose
-        for seed, lookback in itertools.product(seeds, arguments.lookbacks or sorted(both, reverse=True)):
+        refit = arguments.refit and method == "network" and not arguments.choose and SETS[name].one_table
+        for seed, lookback in itertools.product(seeds, arguments.lookbacks or SETS[name].lookbacks):
             settings = settings_of(name, lookback, chosen) if method == "network" else {}
             candidates = [{"settings": settings}]
             if arguments.choose:
