@@ -7,8 +7,8 @@ published rows to compare with.
         # validation chooses among CANDIDATES: settings.json in the output folder, which a later run takes
 
 DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...; the names in Time-Series-Library's data folder are
-known, too) or the files themselves. Rows are appended to rows.jsonl a horizon at a time; a run that is stopped, or whose
---seconds are over, goes on with the rows that are missing.
+known, too) or the files themselves. Rows are appended to rows.jsonl a horizon at a time; a run that is stopped, or
+whose --seconds are over, goes on with the rows that are missing.
 """
 
 import argparse

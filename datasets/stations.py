@@ -5,8 +5,8 @@ Code Ocean capsule; readings of the US National Centers for Environmental Inform
 Expected: temp_global_hourly_train.npy, _val and _test (wind_global_hourly_* likewise) in the folder, each rows x
 stations x 1, tenths of the unit.
 
-As published: 48 past and 24 future hours, each split by itself (no window reaches into another file), no scaling, errors
-in the units of the readings. Every window is kept.
+As published: 48 past and 24 future hours, each split by itself (no window reaches into another file), no scaling,
+errors in the units of the readings. Every window is kept.
 """
 
 from pathlib import Path

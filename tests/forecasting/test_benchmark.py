@@ -1,6 +1,9 @@
 """The long-term benchmark: every window is scored, published rows come out, test rows teach nothing."""
 
+import importlib.util
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -251,3 +254,41 @@ def test_evaluate_prints_a_line_for_each_horizon(folder, capsys):
 def test_a_model_that_is_none_is_refused_in_one_line(folder):
     with pytest.raises(InputError, match="does not exist"):
         evaluate_series("nothing", "ili", folder, lookback=36, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/long_term.py."""
+    path = Path(__file__).parents[2] / "benchmarks/long_term.py"
+    spec = importlib.util.spec_from_file_location("long_term_script", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_a_run_of_the_table_goes_on_with_the_horizons_that_are_missing(script, folder, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/illness").symlink_to(folder)  # as Time-Series-Library names it
+    arguments = "long_term.py DATA -o OUT --sets ili --methods network repeat --seeds 0 1 --lookbacks 104 --refit"
+    places = {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out")}
+    monkeypatch.setattr("sys.argv", [places.get(word, word) for word in arguments.split()])
+    row = {"set": "ili", "lookback": 104, "seed": 0, "method": "network"}
+    done = [{**row, "horizon": h, "method": m} for h in (24, 36) for m in ("network", "network refit")]
+    jobs = script.jobs_to_do(script.parsed(), [*done, {**row, "horizon": 48}])  # 48 without its refit
+    assert [(job["method"], job["seed"], job["judged"]) for job in jobs] == [
+        ("network", 0, (48, 60)), ("repeat", 0, (24, 36, 48, 60)), ("network", 1, (24, 36, 48, 60)),
+    ]  # fmt: skip
+    assert all(job["horizons"] == (24, 36, 48, 60) for job in jobs)
+    assert jobs[0]["settings"] == json.loads(script.CHOSEN.read_text())["all"]  # those of the published table
+
+
+def test_validation_chooses_among_candidates_that_are_done_at_all_horizons(script, tmp_path):
+    errors = {0.3: (0.5, 0.7), 0.1: (0.4, 0.6), 0.2: (0.1,)}  # the last one was stopped
+    rows = [
+        {"set": "ili", "lookback": 36, "horizon": h, "settings": {"dropout": dropout}, "validation_mse": mse}
+        for dropout, found in errors.items()
+        for h, mse in zip((24, 36), found, strict=False)
+    ]
+    (tmp_path / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script.write_choice(tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["ili/36"] == {"dropout": 0.1}
