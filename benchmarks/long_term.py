@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -310,6 +311,7 @@ def jobs_to_do(arguments: argparse.Namespace, done: list[dict]) -> list[dict]:
 
 def compute(jobs: list[dict], arguments: argparse.Namespace, stop_at: float) -> None:
     """All jobs, in processes of their own; what is not done by `stop_at` is given up, rows that were written stay."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whoever ends this process ends the others with it
     context = multiprocessing.get_context("spawn")
     manager = context.Manager()
     lock = manager.Lock()
