@@ -1,15 +1,14 @@
 """The long-term forecasting table: sets x look-backs x horizons x seeds, with baselines, intervals and the
 published rows to compare with.
 
-    python benchmarks/long_term.py DATA -o runs/long_term --choose
-        # CANDIDATES at one horizon; validation chooses settings.json
-    python benchmarks/long_term.py DATA -o runs/long_term --test --seeds 0 1 2
-        # the table: scores the test split, once
     python benchmarks/long_term.py DATA -o runs/long_term --test --refit
-        # the same, and rows that learned from validation, too
+        # the table: three seeds, settings as in results/long_term_settings.json; scores the test split, once
+    python benchmarks/long_term.py DATA -o runs/long_term --sets ettm1 --choose
+        # validation chooses among CANDIDATES: settings.json in the output folder, which a later run takes
 
-DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...) or the files themselves. Rows are appended to
-rows.jsonl as they come; a run that is stopped goes on with the rows that are missing.
+DATA holds a folder a set (ett/, weather_jena/, exchange_rate/ ...; the names in Time-Series-Library's data folder are
+known, too) or the files themselves. Rows are appended to rows.jsonl a horizon at a time; a run that is stopped, or
+whose --seconds are over, goes on with the rows that are missing.
 """
 
 import argparse
@@ -19,8 +18,10 @@ import json
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,19 @@ from unipercept.errors import UniperceptError, one_line
 from unipercept.forecasting.benchmark import SETS, Result, open_task
 from unipercept.forecasting.benchmark_baselines import BASELINES, STATISTICAL, run_baseline
 from unipercept.forecasting.benchmark_network import run_network
+from unipercept.forecasting.blend import Blend
 from unipercept.forecasting.settings import ForecastConfig
 
-FOLDERS = {name: (name, "ett" if name.startswith("ett") else name, "") for name in SETS}
-# Mean squared and absolute error, average of the four horizons; read in papers, see docs/forecasting_benchmark.md.
+# Of a set, beside its own name and DATA itself: the second names are those of Time-Series-Library's data folder.
+FOLDERS = {
+    **dict.fromkeys(("etth1", "etth2", "ettm1", "ettm2"), ("ett", "ETT-small")),
+    "weather_jena": ("weather",),
+    "ili": ("illness",),
+    "solar": ("Solar",),
+    **dict.fromkeys(("stations_temperature", "stations_wind"), ("stations",)),
+}
+CHOSEN = Path(__file__).parent / "results/long_term_settings.json"
+# Mean squared error, average of the four horizons; read in papers, see docs/forecasting_benchmark.md.
 BARS = {("etth1", 512): 0.404, ("etth2", 512): 0.322, ("weather_jena", 512): 0.222,
         ("etth1", 96): 0.430, ("etth2", 96): 0.365, ("weather_jena", 96): 0.240}  # fmt: skip
 
@@ -75,8 +85,12 @@ CANDIDATES = [
 
 
 def folder_of(data: Path, name: str) -> Path:
-    """Where a set lies."""
-    for candidate in FOLDERS[name]:
+    """Where a set lies.
+
+    Raises:
+        InputError: nowhere.
+    """
+    for candidate in (name, *FOLDERS.get(name, ()), ""):
         try:
             open_task(name, data / candidate, 24, SETS[name].horizons[0], device="cpu")
             return data / candidate
@@ -85,11 +99,11 @@ def folder_of(data: Path, name: str) -> Path:
     raise problem
 
 
-def work(jobs: list[dict], output: str, device: str, judge_test: bool, stop_at: float, lock: object) -> None:
-    """Take jobs one by one until none is left or time is up."""
+def work(jobs: list[dict], output: str, device: str, judge_test: bool, lock: object) -> None:
+    """Take jobs one by one until none is left; their rows are appended as they come."""
     torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = True
-    while time.time() < stop_at:
+    while True:
         with lock:  # type: ignore[attr-defined]
             if not jobs:
                 return
@@ -97,39 +111,54 @@ def work(jobs: list[dict], output: str, device: str, judge_test: bool, stop_at: 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # other processes need what the last job has no use for
             torch.cuda.reset_peak_memory_stats()
-        try:
-            results = run(job, device, judge_test, stop_at)
-            common = {"complete": time.time() < stop_at, "gpu_gib": torch.cuda.max_memory_reserved() / 2**30}
-            rows = [{**result.to_dict(), **common, **more} for result, more in results]
-        except (UniperceptError, RuntimeError) as error:
-            rows = [{**{k: job[k] for k in ("set", "lookback", "method", "seed")}, "error": one_line(error)}]
-        with lock, (Path(output) / ("choice.jsonl" if "candidate" in job else "rows.jsonl")).open("a") as file:  # type: ignore[attr-defined]
+        began, name = time.time(), {k: job[k] for k in ("set", "lookback", "method", "seed")}
+        path = Path(output) / ("choice.jsonl" if "candidate" in job else "rows.jsonl")
+        common = {k: job[k] for k in ("settings", "candidate") if k in job}
+
+        def tell(line: str, began: float = began, title: str = " ".join(map(str, name.values()))) -> None:
+            print(f"{time.time() - began:6.0f} s  {title}: {line}", flush=True)
+
+        def write(rows: list[dict], path: Path = path, common: dict = common) -> None:
+            memory = {"gpu_gib": torch.cuda.max_memory_reserved() / 2**30}
+            with lock, path.open("a") as file:  # type: ignore[attr-defined]
+                file.write("".join(json.dumps({**row, **memory, **common}) + "\n" for row in rows))
             for row in rows:
-                file.write(json.dumps({**row, "settings": job["settings"]}) + "\n")
-        for row in rows:
-            print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+                print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+
+        try:
+            run(job, device, judge_test, write, tell)
+        except (UniperceptError, RuntimeError) as error:
+            write([{**name, "error": one_line(error)}])
 
 
-def run(job: dict, device: str, judge_test: bool, stop_at: float) -> list[tuple[Result, dict]]:
-    """The rows of a job, a horizon each, and what else is worth keeping: of the network the weights of its members."""
+def run(
+    job: dict, device: str, judge_test: bool, write: Callable[[list[dict]], None], tell: Callable[[str], None]
+) -> None:
+    """The rows of a job, a horizon at a time, and what else is worth keeping: of the network the weights of its
+    members.
+    """
     if job["method"] in BASELINES:
-        tasks = (open_task(job["set"], job["folder"], job["lookback"], h, device=device) for h in job["horizons"])
-        return [(run_baseline(task, job["method"], judge_test=judge_test), {}) for task in tasks]
+        for horizon in job["judged"]:
+            task = open_task(job["set"], job["folder"], job["lookback"], horizon, device=device)
+            write([run_baseline(task, job["method"], judge_test=judge_test).to_dict()])
+        return
     settings = dict(job["settings"])
     members = settings.pop("members", 1)
-    results, found = run_network(
+    places = {h: i for i, h in enumerate(sorted(job["horizons"]))}
+
+    def written(results: list[Result], found: Blend) -> None:
+        rows = []
+        for result in results:
+            i = places[result.horizon]
+            lines = [f"{line.weight.shape[1]} past steps: {line.settings}" for line in found.lines[i]]
+            rows.append({**result.to_dict(), "weights": found.weights[i].tolist(), "lines": lines})
+        write(rows)
+
+    run_network(
         job["set"], job["folder"], ForecastConfig(lookback=job["lookback"], **settings),
-        horizons=job["horizons"], seed=job["seed"], members=members, device=device,
-        judge_test=judge_test and "candidate" not in job, refit=job["refit"], seconds=stop_at - time.time(),
+        horizons=job["horizons"], judged=job["judged"], seed=job["seed"], members=members, device=device,
+        judge_test=judge_test and "candidate" not in job, refit=job["refit"], on_rows=written, tell=tell,
     )  # fmt: skip
-    lines = [
-        [f"{line.weight.shape[1]} past steps: {line.settings}" for line in of_stretch] for of_stretch in found.lines
-    ]
-    weights, places = found.weights.tolist(), {h: i for i, h in enumerate(sorted(job["horizons"]))}
-    return [
-        (result, {"weights": weights[places[result.horizon]], "lines": lines[places[result.horizon]]})
-        for result in results
-    ]
 
 
 def settings_of(name: str, lookback: int, chosen: dict) -> dict:
@@ -196,10 +225,15 @@ def main() -> None:
     arguments = parsed()
     began = time.time()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / "rows.jsonl"
-    jobs = jobs_to_do(arguments, rows_of(path) if path.exists() else [])
-    print(f"{len(jobs)} rows to compute", flush=True)
+    path = arguments.output / ("choice.jsonl" if arguments.choose else "rows.jsonl")
+    try:
+        jobs = jobs_to_do(arguments, rows_of(path))
+    except UniperceptError as error:
+        raise SystemExit(one_line(error)) from error
+    print(f"{len(jobs)} forecasts to compute", flush=True)
     compute(jobs, arguments, began + arguments.seconds)
+    if not rows_of(path):
+        raise SystemExit("no row was computed to its end")
     if arguments.choose:
         write_choice(arguments.output)
     else:
@@ -211,82 +245,105 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["etth1", "etth2", "weather_jena", "exchange_rate"])
-    parser.add_argument("--lookbacks", type=int, nargs="+", help="default: the set's longer one, and 96")
+    parser.add_argument("--lookbacks", type=int, nargs="+", help="default: those of the set's published tables")
     parser.add_argument("--horizons", type=int, nargs="+", help="default: the set's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=["network", *BASELINES])
     parser.add_argument(
         "--settings",
         type=Path,
-        help="JSON: settings for all, for a set, for set/look-back; default: OUTPUT/settings.json",
+        help="JSON: settings for all, for a set, for set/look-back; default: OUTPUT/settings.json, then those of the "
+        "published table",
     )
     parser.add_argument("--choose", action="store_true", help="let validation choose among CANDIDATES and stop")
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--refit", action="store_true", help="also rows that learned once more, from validation too")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1e6)
+    parser.add_argument("--seconds", type=float, default=1e6, help="after which what is not done is given up")
     return parser.parse_args()
 
 
 def rows_of(path: Path) -> list[dict]:
     """The rows that were computed to their end."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if "error" not in row and row.get("complete", True)]
+    if not path.exists():
+        return []
+    return [row for row in map(json.loads, path.read_text().splitlines()) if "error" not in row]
 
 
 def jobs_to_do(arguments: argparse.Namespace, done: list[dict]) -> list[dict]:
-    """The rows that are missing, in the order of their seeds, so that a seed of everything comes first."""
+    """The forecasts with rows that are missing, in the order of their seeds, so that a seed of everything comes
+    first.
+    """
     stored = arguments.settings or arguments.output / "settings.json"
-    chosen = json.loads(stored.read_text()) if stored.exists() else {"all": COMMON}
-    known = {(r["set"], r["lookback"], r["horizon"], r["method"], r["seed"]) for r in done}
+    if arguments.settings is None and not stored.exists():
+        stored = CHOSEN
+    chosen = json.loads(stored.read_text())
+    known = {(r["set"], r["lookback"], r["horizon"], r["method"], r["seed"], r.get("candidate")) for r in done}
+    methods = ["network"] if arguments.choose else arguments.methods
     jobs = []
-    for method, name in itertools.product(arguments.methods, arguments.sets):
+    for method, name in itertools.product(methods, arguments.sets):
         folder, horizons = str(folder_of(arguments.data, name)), tuple(arguments.horizons or SETS[name].horizons)
-        longest = SETS[name].lookback
-        both = {longest, 96} if len(SETS[name].horizons) > 1 and longest > 96 else {longest}
         seeds = arguments.seeds if method == "network" and not arguments.choose else arguments.seeds[:1]
-        for seed, lookback in itertools.product(seeds, arguments.lookbacks or sorted(both, reverse=True)):
-            job = {
-                "set": name,
-                "lookback": lookback,
-                "method": method,
-                "seed": seed,
-                "folder": folder,
-                "horizons": horizons,
-                "refit": arguments.refit and not arguments.choose,
-            }
-            if arguments.choose and method == "network":
-                jobs += [{**job, "candidate": i, "settings": {**COMMON, **c}} for i, c in enumerate(CANDIDATES)]
-            elif not arguments.choose and any((name, lookback, h, method, seed) not in known for h in horizons):
-                jobs.append({**job, "settings": settings_of(name, lookback, chosen) if method == "network" else {}})
+        refit = arguments.refit and method == "network" and not arguments.choose and SETS[name].one_table
+        for seed, lookback in itertools.product(seeds, arguments.lookbacks or SETS[name].lookbacks):
+            settings = settings_of(name, lookback, chosen) if method == "network" else {}
+            candidates = [{"settings": settings}]
+            if arguments.choose:
+                candidates = [{"settings": {**COMMON, **c}, "candidate": i} for i, c in enumerate(CANDIDATES)]
+            for candidate in candidates:
+                keys = [(method, seed, candidate.get("candidate"))] + [("network refit", seed, None)] * refit
+                judged = [h for h in horizons if any((name, lookback, h, *key) not in known for key in keys)]
+                job = {
+                    "set": name,
+                    "lookback": lookback,
+                    "method": method,
+                    "seed": seed,
+                    "folder": folder,
+                    "horizons": horizons,
+                    "judged": tuple(judged),
+                    "refit": refit,
+                    **candidate,
+                }
+                jobs += [job] if judged else []
     return sorted(jobs, key=lambda job: (job["seed"], job["method"] != "network", -job["lookback"]))
 
 
 def compute(jobs: list[dict], arguments: argparse.Namespace, stop_at: float) -> None:
-    """All jobs, here or in several processes; their rows are appended to files."""
+    """All jobs, in processes of their own; what is not done by `stop_at` is given up, rows that were written stay."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # whoever ends this process ends the others with it
     context = multiprocessing.get_context("spawn")
     manager = context.Manager()
-    shared = (manager.list(jobs), str(arguments.output), arguments.device, arguments.test, stop_at, manager.Lock())
-    if arguments.processes == 1:
-        work(*shared)  # type: ignore[arg-type]
-        return
+    lock = manager.Lock()
+    shared = (manager.list(jobs), str(arguments.output), arguments.device, arguments.test, lock)
     workers = [context.Process(target=work, args=shared, daemon=True) for _ in range(arguments.processes)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(max(1.0, stop_at + 20 - time.time()))
+        worker.join(max(0.0, stop_at - time.time()))
+    lock.acquire(timeout=10)  # nobody is writing a row
+    for worker in workers:
+        if worker.exitcode is None:
+            print("time is up", flush=True)
+            worker.kill()
+        elif worker.exitcode:
+            print(f"a process ended with {worker.exitcode}", flush=True)
 
 
 def write_choice(output: Path) -> None:
-    """settings.json: the candidate of the smallest mean validation error for each set and look-back."""
+    """settings.json: the candidate of the smallest mean validation error for each set and look-back, of those whose
+    horizons are all done.
+    """
     found: dict[tuple, list[float]] = {}
-    for row in map(json.loads, (output / "choice.jsonl").read_text().splitlines()):
-        if "error" not in row and row["complete"]:
-            key = row["set"], row["lookback"], json.dumps(row["settings"])
-            found.setdefault(key, []).append(row["validation_mse"])
+    for row in rows_of(output / "choice.jsonl"):
+        key = row["set"], row["lookback"], json.dumps(row["settings"])
+        found.setdefault(key, []).append(row["validation_mse"])
+    most: dict[tuple, int] = {}
+    for (name, lookback, _), errors in found.items():
+        most[name, lookback] = max(most.get((name, lookback), 0), len(errors))
+    whole = [key for key, errors in found.items() if len(errors) == most[key[:2]]]
     best = {"all": COMMON}
-    for name, lookback, settings in sorted(found, key=lambda key: -np.mean(found[key])):  # the best comes last
+    for name, lookback, settings in sorted(whole, key=lambda key: -np.mean(found[key])):  # the best comes last
         best[f"{name}/{lookback}"] = json.loads(settings)
     (output / "settings.json").write_text(json.dumps(best, indent=1) + "\n")
 

@@ -3,10 +3,10 @@
 Source: Wu et al. (2023), Interpretable weather forecasting for worldwide stations with a unified deep model,
 Code Ocean capsule; readings of the US National Centers for Environmental Information. Licence not stated.
 Expected: temp_global_hourly_train.npy, _val and _test (wind_global_hourly_* likewise) in the folder, each rows x
-stations x 1, values times ten.
+stations x 1, tenths of the unit.
 
-As published: 48 past and 24 future hours, each split by itself (no window reaches into another file), no scaling;
-errors are reported in units of the readings, so squares are divided by 100 and absolutes by 10. Every window is kept.
+As published: 48 past and 24 future hours, each split by itself (no window reaches into another file), no scaling,
+errors in the units of the readings. Every window is kept.
 """
 
 from pathlib import Path
@@ -17,17 +17,18 @@ from unipercept.datasets.windows import WindowSet
 from unipercept.errors import InputError, one_line
 
 SPLITS = ("train", "val", "test")
+PER_UNIT = np.float32(10)  # of the files' numbers
 
 
 def stations_temperature(
     folder: str | Path, split: str = "train", *, lookback: int = 48, horizon: int = 24
 ) -> WindowSet:
-    """Windows of temperature in tenths of a degree Celsius; see the module's text."""
+    """Windows of temperature in degrees Celsius; see the module's text."""
     return _windows("temp", Path(folder), split, lookback, horizon)
 
 
 def stations_wind(folder: str | Path, split: str = "train", *, lookback: int = 48, horizon: int = 24) -> WindowSet:
-    """Windows of wind speed in tenths of a metre a second; see the module's text."""
+    """Windows of wind speed in metres a second; see the module's text."""
     return _windows("wind", Path(folder), split, lookback, horizon)
 
 
@@ -43,5 +44,5 @@ def _windows(quantity: str, folder: Path, split: str, lookback: int, horizon: in
         raise InputError(
             f"{path} must hold rows x stations x 1 numbers, got {' x '.join(map(str, readings.shape))} of {readings.dtype}"
         )
-    values = np.ascontiguousarray(readings[:, :, 0], np.float32)
+    values = np.ascontiguousarray(readings[:, :, 0], np.float32) / PER_UNIT
     return WindowSet(values, 0, len(values), lookback, horizon)

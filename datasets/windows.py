@@ -39,7 +39,8 @@ class WindowSet:
 def scaled_windows(
     values: NDArray[np.float64], splits: dict[str, tuple[int, int]], split: str, lookback: int, horizon: int
 ) -> WindowSet:
-    """Windows of one split of a table, rows x V, scaled by mean and standard deviation of its training rows.
+    """Windows of one split of a table, rows x V, scaled by mean and standard deviation of its training rows; a variable
+    that never changes in them is divided by 1, as the published code's scaler does.
 
     Raises:
         InputError: no such split, or windows that do not fit into it.
@@ -47,5 +48,7 @@ def scaled_windows(
     if split not in splits:
         raise InputError(f"split must be one of {', '.join(splits)}; got {split!r}")
     train = values[slice(*splits["train"])]
-    scaled = ((values - train.mean(axis=0)) / train.std(axis=0)).astype(np.float32)
+    deviation = train.std(axis=0)
+    deviation[np.ptp(train, axis=0) == 0] = 1.0
+    scaled = ((values - train.mean(axis=0)) / deviation).astype(np.float32)
     return WindowSet(scaled, *splits[split], lookback, horizon)

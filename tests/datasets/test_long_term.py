@@ -84,19 +84,34 @@ def test_what_is_absent_cut_or_no_table_is_said_in_one_line(tmp_path):
 
 # Name, file, columns of the small table that stands in for the published one, whose shape the test lowers.
 OTHERS = {"ili": "national_illness", "electricity": "electricity", "traffic": "traffic", "solar": "solar"}
+OTHERS_AND_WEATHER = {**OTHERS, "weather_jena": "weather"}
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHERS_AND_WEATHER)
 def test_every_other_set_is_split_scaled_and_counted_alike(name, tmp_path, monkeypatch):
-    stem = OTHERS[name]
+    stem = OTHERS_AND_WEATHER[name]
     monkeypatch.setitem(SHAPES, stem, (500, 3))
-    values = np.random.default_rng(0).normal(size=(500, 3)) * 5 + 2
-    suffix = "_AL.txt.gz" if name == "solar" else ".txt.gz"
-    pd.DataFrame(values).to_csv(tmp_path / f"{stem}{suffix}", header=False, index=False)
+    table = pd.DataFrame(np.random.default_rng(0).normal(size=(500, 3)) * 5 + 2)
+    if name == "weather_jena":  # as it circulates: dates, and a header that is no UTF-8
+        table.insert(0, "date", pd.date_range("2020-01-01 00:10", periods=500, freq="10min"))
+        table.columns = ["date", "p (mbar)", "T (\xb0C)", "CO2 (ppm)"]
+        table.to_csv(tmp_path / "weather.csv", index=False, encoding="latin-1")
+    else:
+        suffix = "_AL.txt.gz" if name == "solar" else ".txt.gz"
+        table.to_csv(tmp_path / f"{stem}{suffix}", header=False, index=False)
     windows = {split: dataset(name, tmp_path, split, lookback=48, horizon=24) for split in ("train", "val", "test")}
     assert [len(part) for part in windows.values()] == [350 - 48 - 24 + 1, 50 - 24 + 1, 100 - 24 + 1]
     np.testing.assert_allclose(windows["train"].values[:350].mean(axis=0), 0, atol=1e-5)
     np.testing.assert_array_equal(windows["test"][len(windows["test"]) - 1].target, windows["test"].values[-24:])
+
+
+def test_a_variable_that_never_changes_in_training_is_not_blown_up(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHAPES, "traffic", (500, 2))
+    values = np.random.default_rng(0).normal(size=(500, 2))
+    values[:, 1] = np.where(np.arange(500) < 400, 0.1, 0.3)
+    pd.DataFrame(values).to_csv(tmp_path / "traffic.txt", header=False, index=False)
+    scaled = dataset("traffic", tmp_path, lookback=48, horizon=24).values[:, 1]
+    np.testing.assert_allclose(scaled, np.where(np.arange(500) < 400, 0.0, 0.2), atol=1e-6)
 
 
 def test_published_shapes_of_the_other_sets():
@@ -105,13 +120,13 @@ def test_published_shapes_of_the_other_sets():
     }  # fmt: skip
 
 
-def test_stations_are_three_files_unscaled_and_apart(tmp_path):
+def test_stations_are_three_files_apart_in_degrees(tmp_path):
     rng = np.random.default_rng(0)
     for split, rows in (("train", 300), ("val", 100), ("test", 120)):
         np.save(tmp_path / f"temp_global_hourly_{split}.npy", rng.integers(-300, 300, size=(rows, 5, 1)))
     windows = dataset("stations_temperature", tmp_path, "test")
     assert len(windows) == 120 - 48 - 24 + 1
-    raw = np.load(tmp_path / "temp_global_hourly_test.npy")[:, :, 0]
+    raw = np.load(tmp_path / "temp_global_hourly_test.npy")[:, :, 0].astype(np.float32) / 10
     np.testing.assert_array_equal(windows[0].input, raw[:48])
     np.testing.assert_array_equal(windows[len(windows) - 1].target, raw[-24:])
     with pytest.raises(InputError, match="wind_global_hourly_train"):

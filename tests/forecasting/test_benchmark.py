@@ -1,6 +1,9 @@
 """The long-term benchmark: every window is scored, published rows come out, test rows teach nothing."""
 
+import importlib.util
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,15 +13,16 @@ import torch
 from unipercept.cli import main
 from unipercept.datasets.long_term import SHAPES
 from unipercept.errors import InputError
-from unipercept.forecasting.benchmark import SETS, BenchmarkSet, open_task, without_last_batch
+from unipercept.forecasting.benchmark import SETS, BenchmarkSet, last_batch, open_task, without
 from unipercept.forecasting.benchmark_baselines import BASELINES, evaluate_series, run_baseline
 from unipercept.forecasting.benchmark_network import run_network
 from unipercept.forecasting.calibration import Calibrator, calibrated
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.losses import window_weights
-from unipercept.forecasting.network import SeriesForecaster
+from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
 from unipercept.forecasting.training import training_steps
+from unipercept.forecasting.window_scores import score
 
 # Of "repeat last value": README of the data, from the papers of LTSF-Linear and PatchTST.
 REPEAT = {("etth1", 96): (1.295, 0.713), ("etth2", 192): (0.534, 0.473), ("exchange_rate", 96): (0.081, 0.196)}
@@ -79,10 +83,14 @@ def test_only_what_holds_several_years_tells_what_is_slower_than_a_year():
 
 def test_a_loader_that_drops_its_last_batch_leaves_out_the_latest_windows(folder):
     windows = open_task("ili", folder, 36, 24, device="cpu").splits["test"]
-    kept = without_last_batch(windows, 64)
     assert len(windows.starts) == 170
-    assert torch.equal(kept.starts, windows.starts[:128])
-    assert len(without_last_batch(windows)) == len(windows)  # fewer than a batch: nothing would be left
+    assert torch.equal(last_batch(windows, 64).starts, windows.starts[128:])
+    assert last_batch(windows, 85) is None
+    assert last_batch(windows) is None  # fewer than a batch: nothing would be left
+    kept = replace(windows, starts=windows.starts[:128], rows=windows.rows[:128], stride=windows.stride[:128])
+    zero = lambda batch: SeriesForecast(torch.zeros_like(batch.target), None)  # noqa: E731
+    whole, part, rest = (score(zero, some, QUANTILES) for some in (windows, last_batch(windows, 64), kept))
+    assert without(whole, part) == pytest.approx(rest.mse)
 
 
 def test_baselines_are_what_they_say(folder):
@@ -111,6 +119,18 @@ def test_one_forecast_is_judged_at_every_horizon_on_every_window(folder, mixing)
     repeat = run_baseline(open_task("ili", folder, 104, 24, device="cpu"), "repeat", judge_test=True)
     assert results[0].test.mse < repeat.test.mse
     assert len(found.networks) == 2
+
+
+def test_rows_are_handed_over_horizon_by_horizon_and_one_of_them_can_be_judged_alone(folder):
+    config, seen, told = SMALL.changed(epochs=1, series_an_epoch=128), [], []
+    call = {"horizons": (24, 36), "refit": True, "device": "cpu", "on_rows": lambda rows, _: seen.append(rows)}
+    results, _ = run_network("ili", folder, config, **call, tell=told.append)
+    assert [[(row.horizon, row.method) for row in rows] for rows in seen] == [
+        [(h, "network"), (h, "network refit")] for h in (24, 36)
+    ]
+    assert told[-2:] == ["judge 24 steps", "judge 36 steps"]
+    (alone, _), _ = run_network("ili", folder, config, judged=(36,), **call)
+    assert replace(alone, seconds=0.0) == replace(results[1], seconds=0.0)
 
 
 @pytest.mark.parametrize("refit", [False, True])
@@ -234,3 +254,41 @@ def test_evaluate_prints_a_line_for_each_horizon(folder, capsys):
 def test_a_model_that_is_none_is_refused_in_one_line(folder):
     with pytest.raises(InputError, match="does not exist"):
         evaluate_series("nothing", "ili", folder, lookback=36, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/long_term.py."""
+    path = Path(__file__).parents[2] / "benchmarks/long_term.py"
+    spec = importlib.util.spec_from_file_location("long_term_script", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_a_run_of_the_table_goes_on_with_the_horizons_that_are_missing(script, folder, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/illness").symlink_to(folder)  # as Time-Series-Library names it
+    arguments = "long_term.py DATA -o OUT --sets ili --methods network repeat --seeds 0 1 --lookbacks 104 --refit"
+    places = {"DATA": str(tmp_path / "data"), "OUT": str(tmp_path / "out")}
+    monkeypatch.setattr("sys.argv", [places.get(word, word) for word in arguments.split()])
+    row = {"set": "ili", "lookback": 104, "seed": 0, "method": "network"}
+    done = [{**row, "horizon": h, "method": m} for h in (24, 36) for m in ("network", "network refit")]
+    jobs = script.jobs_to_do(script.parsed(), [*done, {**row, "horizon": 48}])  # 48 without its refit
+    assert [(job["method"], job["seed"], job["judged"]) for job in jobs] == [
+        ("network", 0, (48, 60)), ("repeat", 0, (24, 36, 48, 60)), ("network", 1, (24, 36, 48, 60)),
+    ]  # fmt: skip
+    assert all(job["horizons"] == (24, 36, 48, 60) for job in jobs)
+    assert jobs[0]["settings"] == json.loads(script.CHOSEN.read_text())["all"]  # those of the published table
+
+
+def test_validation_chooses_among_candidates_that_are_done_at_all_horizons(script, tmp_path):
+    errors = {0.3: (0.5, 0.7), 0.1: (0.4, 0.6), 0.2: (0.1,)}  # the last one was stopped
+    rows = [
+        {"set": "ili", "lookback": 36, "horizon": h, "settings": {"dropout": dropout}, "validation_mse": mse}
+        for dropout, found in errors.items()
+        for h, mse in zip((24, 36), found, strict=False)
+    ]
+    (tmp_path / "choice.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script.write_choice(tmp_path)
+    assert json.loads((tmp_path / "settings.json").read_text())["ili/36"] == {"dropout": 0.1}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unipercept.forecasting.blend import best_weights, blend
+from unipercept.forecasting.blend import Blend, _products, best_weights, blend
 from unipercept.forecasting.lines import (
     AROUND,
     LineSettings,
@@ -21,6 +21,7 @@ from unipercept.forecasting.lines import (
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.rolling import follow
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
+from unipercept.forecasting.window_scores import score
 from unipercept.forecasting.windows import Windows
 
 LOOKBACK, CYCLE = 12, 6
@@ -146,6 +147,35 @@ def test_variables_together_or_one_by_one_are_forecast_alike(table):
     torch.testing.assert_close(line(alone).reshape(10, 3, 4).transpose(1, 2), line(whole), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("own", [0.1, math.inf])
+def test_every_series_goes_through_the_weights_of_its_variable_in_whatever_order_they_come(table, own):
+    part = windows(table, LOOKBACK, 300, 4, clock())
+    line = _solve(_sums(part, 0.5, range(4)), LineSettings("cycle", own=own, features=True, level=1.0), CYCLE, range(4))
+    batch = part.batch(torch.tensor([5, 0, 3, 7, 6, 9, 300, 2, 12]))  # of variable 0 six, of 1 and 2 the rest
+    for i, v in enumerate(batch.identity[:, 0].tolist()):
+        past = batch.values[i, :LOOKBACK, 0].double()
+        mean, deviation = past.mean(), (past.var(correction=0) + 0.01).sqrt()
+        expected = (past - mean) @ line.weight[v if len(line.weight) > 1 else 0].double() + mean * (1 + line.level[v])
+        expected = expected + deviation * (batch.features[i, LOOKBACK].double() @ line.features[v].double())
+        torch.testing.assert_close(line(batch)[i, :, 0].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_error_products_are_means_over_each_half_of_validation(table, together):
+    held, steps = windows(table, LOOKBACK, 301, 4, None, together), range(1, 4)
+    line = _solve(_sums(windows(table, LOOKBACK, 300, 4), 0.5, steps), LineSettings("cycle", own=0.1), CYCLE, steps)
+    config = ForecastConfig(lookback=LOOKBACK, horizon=4, period=CYCLE, patch=2, dim=8, blocks=1, kernel_size=3)
+    network = SeriesForecaster(config, 3).eval()
+    members = Blend((network,), ((line,),), (steps,), torch.ones(1, 2))
+    halves = _products(members, 0, steps, held)
+    for found, numbers in zip(halves, torch.arange(len(held)).chunk(2), strict=True):
+        batch = held.batch(numbers)
+        with torch.no_grad():
+            points = torch.stack([line(batch), batch.forecast(network).point[:, 1:]])
+        errors = (points - batch.target[:, 1:]).flatten(1).double()
+        torch.testing.assert_close(found, errors @ errors.T / errors.shape[1], rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("members", [2, 3, 4])
 def test_no_other_weights_blend_better(members):
     torch.manual_seed(members)
@@ -249,3 +279,29 @@ def test_nothing_that_comes_after_a_forecast_changes_its_intervals():
     until = int((rollings[0].rows <= row).sum())
     assert torch.equal(rollings[0].factors[:until], rollings[1].factors[:until])
     assert not torch.equal(rollings[0].factors[until:], rollings[1].factors[until:])
+
+
+@pytest.mark.parametrize("variables", [1, 3, 6, 7])
+@pytest.mark.parametrize("most", [5, 40, 97, 10_000])
+def test_a_sample_of_windows_is_of_all_variables_alike_and_of_all_rows(variables, most):
+    held = windows(torch.randn(400, variables), LOOKBACK, 400, 8)
+    numbers = held.sample(most)
+    counts = torch.bincount(numbers % variables, minlength=variables)
+    assert counts.max() - counts.min() <= 1  # a step of 21 windows met the first of seven variables alone
+    assert len(numbers) <= max(most * 2, 1) or most >= len(held)
+    rows = (numbers // variables).unique()
+    assert rows[-1] >= len(held.starts) * (1 - 1.5 / len(numbers)) - 1
+    assert torch.equal(held.sample(None), torch.arange(len(held)))
+
+
+def test_windows_of_all_variables_are_sampled_by_row():
+    held = windows(torch.randn(400, 6), LOOKBACK, 400, 8, together=True)
+    assert torch.equal(held.sample(40), torch.arange(0, len(held), len(held) // 40))
+
+
+def test_scores_of_a_part_of_the_windows_are_of_every_variable():
+    torch.manual_seed(0)
+    held = windows(torch.randn(600, 3) * torch.tensor([1.0, 3.0, 9.0]), LOOKBACK, 600, 8)
+    zero = lambda batch: SeriesForecast(torch.zeros_like(batch.target), None)  # noqa: E731
+    capped, whole = (score(zero, held, QUANTILES, cap=cap).mse for cap in (len(held) // 6, None))
+    assert abs(capped / whole - 1) < 0.2  # of the first variable alone it would be a thirtieth

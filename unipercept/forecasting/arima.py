@@ -207,7 +207,10 @@ def _fitted(y: Array, orders: Orders) -> Fitted | None:
 
     def residuals(free: Array) -> Array:
         ar, ma = _polynomials(_bounded(free, orders), orders)
-        return np.asarray(np.nan_to_num(lfilter(ar, ma, centred)[skip:], nan=LARGEST).clip(-LARGEST, LARGEST))
+        rest = lfilter(ar, ma, centred)[skip:]
+        if rest @ rest < LARGEST:  # the usual case, and then none of them is large
+            return np.asarray(rest)
+        return np.asarray(np.nan_to_num(rest, nan=LARGEST).clip(-LARGEST, LARGEST))
 
     free = np.zeros(orders.parameters)
     if (
@@ -245,23 +248,29 @@ def _bounded(free: Array, orders: Orders) -> Array:
     """Free numbers as coefficients of stationary and invertible polynomials, by partial
     autocorrelations (Monahan 1984).
     """
-    parts = np.split(np.tanh(free) * 0.995, np.cumsum([orders.p, orders.q, orders.seasonal_p]))
-    return np.concatenate([_from_partial(part) for part in parts])
+    found = np.tanh(free) * 0.995
+    for part in _by_polynomial(found, orders):
+        for i, value in enumerate(part.tolist()):
+            part[:i] -= value * part[:i][::-1]
+    return found
 
 
-def _from_partial(partial: Array) -> Array:
-    coefficients = np.zeros(0)
-    for value in partial:
-        coefficients = np.append(coefficients - value * coefficients[::-1], value)
-    return coefficients
+def _by_polynomial(coefficients: Array, orders: Orders) -> tuple[Array, Array, Array, Array]:
+    """Views: autoregressive, moving average, and the seasonal two."""
+    a = orders.p
+    b = a + orders.q
+    c = b + orders.seasonal_p
+    return coefficients[:a], coefficients[a:b], coefficients[b:c], coefficients[c:]
 
 
 def _polynomials(coefficients: Array, orders: Orders) -> tuple[Array, Array]:
-    ar, ma, seasonal_ar, seasonal_ma = np.split(coefficients, np.cumsum([orders.p, orders.q, orders.seasonal_p]))
-    return (
-        np.convolve(np.append(1.0, -ar), _spaced(-seasonal_ar, orders.period)),
-        np.convolve(np.append(1.0, -ma), _spaced(-seasonal_ma, orders.period)),
-    )
+    ar, ma, seasonal_ar, seasonal_ma = _by_polynomial(coefficients, orders)
+    return _multiplied(-ar, -seasonal_ar, orders.period), _multiplied(-ma, -seasonal_ma, orders.period)
+
+
+def _multiplied(plain: Array, seasonal: Array, period: int) -> Array:
+    polynomial = _spaced(plain, 1)
+    return np.convolve(polynomial, _spaced(seasonal, period)) if len(seasonal) else polynomial
 
 
 def _spaced(coefficients: Array, period: int) -> Array:

@@ -42,9 +42,10 @@ class BenchmarkSet:
 
     day: int
     horizons: tuple[int, ...] = LONG
+    lookbacks: tuple[int, ...] = (512, 96)  # of the published tables
     has_clock: bool = True
-    lookback: int = 512  # of the second table; the first is 96 for all
     days_a_year: float = 365.25
+    one_table: bool = True  # the splits are rows of one table, rather than tables of their own
 
     def holds_years(self, rows: int) -> bool:
         """Whether so many rows tell a year's season from what is slower: as many cycles as any season asks for."""
@@ -58,12 +59,12 @@ SETS = {
     "ettm2": BenchmarkSet(96),
     "weather_jena": BenchmarkSet(144),
     "exchange_rate": BenchmarkSet(7, has_clock=False, days_a_year=365.25 / 7),  # rows are days, a cycle is a week
-    "ili": BenchmarkSet(52, (24, 36, 48, 60), lookback=104, days_a_year=1.0),
+    "ili": BenchmarkSet(52, (24, 36, 48, 60), (104, 36), days_a_year=1.0),
     "electricity": BenchmarkSet(24),
     "traffic": BenchmarkSet(24),
     "solar": BenchmarkSet(144),
-    "stations_temperature": BenchmarkSet(24, (24,), lookback=48),
-    "stations_wind": BenchmarkSet(24, (24,), lookback=48),
+    "stations_temperature": BenchmarkSet(24, (24,), (48,), has_clock=False, one_table=False),
+    "stations_wind": BenchmarkSet(24, (24,), (48,), has_clock=False, one_table=False),  # a file does not say its hours
 }
 
 
@@ -94,7 +95,7 @@ class Task:
         Between the two splits lie windows whose past ends in validation and whose future ends in the test split:
         forecasts that are made before the first test window and come true during the test.
         """
-        last, first = self.splits[split], self.splits["val" if self.is_one_table else split]
+        last, first = self.splits[split], self.splits["val" if self.facts.one_table else split]
         starts = torch.arange(int(first.starts[0]), int(last.starts[-1]) + 1, device=last.starts.device)
         return replace(last, starts=starts, rows=starts, stride=torch.full_like(starts, int(last.stride[0])))
 
@@ -105,16 +106,11 @@ class Task:
         Raises:
             InputError: the splits are tables of their own.
         """
-        if not self.is_one_table:
+        if not self.facts.one_table:
             raise InputError(f"{self.name} has a table for each split; no windows span training and validation")
         training, last = self.splits["train"], int(self.splits["val"].starts[-1])
         starts = torch.arange(int(training.starts[0]), last + 1, device=training.starts.device)
         return replace(training, starts=starts, rows=starts, stride=torch.full_like(starts, int(training.stride[0])))
-
-    @property
-    def is_one_table(self) -> bool:
-        """Whether the splits are rows of one table, rather than tables of their own."""
-        return not self.name.startswith("stations")
 
 
 def open_task(
@@ -127,14 +123,14 @@ def open_task(
     """
     if name not in SETS:
         raise InputError(f"the long-term benchmark has {', '.join(SETS)}; got {name!r}")
-    where, found, features = resolve_device(device), {}, None
+    where, found, features, facts = resolve_device(device), {}, None, SETS[name]
     values: Tensor | None = None
     for split in SPLITS:
         whole = _split(name, str(folder), split)
         opened = WindowSet(whole.values, whole.first, whole.last, lookback, horizon)
-        if values is None or len(values) != len(opened.values) or name.startswith("stations"):
+        if values is None or not facts.one_table:
             values = torch.from_numpy(opened.values).to(where)
-            features = clock(len(values), SETS[name].day).to(where) if SETS[name].has_clock else None
+            features = clock(len(values), facts.day).to(where) if facts.has_clock else None
         found[split] = windows_of(opened, values, features, together)
     return Task(name, lookback, horizon, found, 0 if features is None else features.shape[1])
 
@@ -157,12 +153,19 @@ def windows_of(opened: WindowSet, values: Tensor, features: Tensor | None, toget
     )
 
 
-def without_last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows:
-    """The windows that a loader gives which drops its last, incomplete batch: what many
-    published errors are a mean of.
+def last_batch(windows: Windows, batch: int = LOADER_BATCH) -> Windows | None:
+    """The windows that a loader leaves out which drops its last, incomplete batch; None where nothing is left out, or
+    nothing would be left.
     """
-    count = len(windows.starts) // batch * batch or len(windows.starts)
-    return replace(windows, starts=windows.starts[:count], rows=windows.rows[:count], stride=windows.stride[:count])
+    count = len(windows.starts) // batch * batch
+    if count in (0, len(windows.starts)):
+        return None
+    return replace(windows, starts=windows.starts[count:], rows=windows.rows[count:], stride=windows.stride[count:])
+
+
+def without(whole: Scores, part: Scores) -> float:
+    """Mean squared error of the windows that are not in the part."""
+    return (whole.mse * whole.n - part.mse * part.n) / (whole.n - part.n)
 
 
 def clock(rows: int, day: int) -> Tensor:
@@ -190,7 +193,7 @@ class Result:
     parameters: int = 0
     seconds: float = 0.0
     alone: float | None = None  # validation error of the best network by itself, mean over the horizons
-    dropped_mse: float | None = None  # test error of the windows that `without_last_batch` leaves
+    dropped_mse: float | None = None  # test error without `last_batch`, as many published ones are
 
     def to_text(self) -> str:
         """A line for a terminal."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unipercept.forecasting.benchmark import SETS, Result, Task, open_task, without_last_batch
+from unipercept.forecasting.benchmark import SETS, Result, Task, last_batch, open_task, without
 from unipercept.forecasting.blend import Blend, blend
 from unipercept.forecasting.calibration import Calibrator
 from unipercept.forecasting.least_squares import RIDGES, Ridge, start_linear_path
@@ -37,6 +37,7 @@ def run_network(
     config: ForecastConfig,
     *,
     horizons: tuple[int, ...] = (),
+    judged: tuple[int, ...] = (),
     seed: int = 0,
     members: int = 1,
     device: str = "auto",
@@ -45,6 +46,8 @@ def run_network(
     validation_cap: int | None = 8_000,
     seconds: float | None = None,
     on_progress: Callable[[FitProgress], object] | None = None,
+    on_rows: Callable[[list[Result], Blend], object] | None = None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> tuple[list[Result], Blend]:
     """Train one forecast for all horizons on the training windows, stop, weigh and calibrate on validation, judge.
 
@@ -55,11 +58,14 @@ def run_network(
     Args:
         config: its look-back and recipe; the horizon and the period are the set's.
         horizons: none for the set's.
+        judged: of the horizons those that are judged; none for all.
         refit: afterwards learn once more from the rows of training and validation, by what was chosen before: the
             lines' settings, as many updates of the networks, the weights. Rows with "network refit" as method
             follow. Their validation scores and the intervals' first factors are those of the forecast that has
             not learned from validation.
         seconds: budget of the networks' training.
+        on_rows: handed the rows of a horizon, and the forecast, as soon as it is judged: the longest takes minutes.
+        tell: called with what begins.
 
     Returns:
         The rows, and the forecast; with `refit` that of the last rows.
@@ -67,16 +73,20 @@ def run_network(
     began = time.monotonic()
     horizons = tuple(sorted(horizons or SETS[name].horizons))
     sizes = name, str(folder), config.lookback, horizons, device, config.clock, config.mixing
+    tell("choose the lines")
     form = _closed_form(*sizes)
     longest, day = form.tasks[-1], SETS[name].day
     training, validation = longest.splits["train"], longest.splits["val"]
     config = config.changed(horizon=horizons[-1], period=config.period or day, pull=form.level is not None)
     own = [config.changed(evenness=config.evenness * share) for share in _shares(members)]
     recipe = _Recipe(own, seed, horizons, validation_cap, seconds, on_progress)
+    tell("train the networks")
     networks, trainings = recipe.trained(form, training, validation)
+    tell("weigh lines and networks")
     plain = blend(networks, form.lines, [task.splits["val"] for task in form.tasks])
     again = plain
     if refit:
+        tell("learn once more")
         form = _learned_again(*sizes)
         networks, _ = recipe.trained(form, longest.before_test(), None, trainings)
         again = replace(plain, networks=tuple(networks), lines=tuple(map(tuple, form.lines)))
@@ -84,25 +94,31 @@ def run_network(
     epochs = max(len(training.history) for training in trainings)
     alone = min(progress.validation_loss for training in trainings for progress in training.history)
     results = []
-    for task in form.tasks:
+    for task in (task for task in form.tasks if task.horizon in (judged or horizons)):
+        tell(f"judge {task.horizon} steps")
         factors = calibrate(plain, task, config)
         every = max(1, day // UPDATES)
         rolling = follow(plain, task.stream("val"), factors, config.quantiles, every)
         scored = score(rolling.around(plain), task.splits["val"], config.quantiles)
+        rows = []
         for found in (plain, again)[: 1 + refit]:
             test = dropped = None
             if judge_test:
                 windows = task.splits["test"]
                 online = follow(_switched(plain, found, windows), task.stream("test"), factors, config.quantiles, every)
                 test = score(online.around(found), windows, config.quantiles)
-                dropped = score(found, without_last_batch(windows), config.quantiles).mse
+                last = last_batch(windows)
+                dropped = test.mse if last is None else without(test, score(found, last, config.quantiles))
             method = "network" if found is plain else "network refit"
-            results.append(
+            rows.append(
                 Result(
                     name, config.lookback, task.horizon, method, seed, scored, test, epochs, count, time.monotonic() - began,
                     alone, dropped,
                 )
             )  # fmt: skip
+        if on_rows is not None:
+            on_rows(rows, again)
+        results += rows
     return sorted(results, key=lambda result: result.method), again
 
 
@@ -250,10 +266,8 @@ def calibrate(forecast: Blend, task: Task, config: ForecastConfig, cap: int = 4_
     """Factors of the intervals from validation windows spread over the split."""
     windows = task.splits["val"]
     calibrator = Calibrator(config.quantiles, windows.horizon)
-    numbers = torch.arange(0, len(windows), max(1, len(windows) // cap), device=windows.values.device)
-    for part in torch.split(
-        numbers, max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
-    ):
+    size = max(1, 4_000_000 // (windows.horizon * (windows.n_variables if windows.together else 1)))
+    for part in torch.split(windows.sample(cap), size):
         batch = windows.batch(part)
         quantiles = forecast(batch).quantiles
         assert quantiles is not None

@@ -104,8 +104,9 @@ def _products(members: Blend, i: int, stretch: range, windows: Windows) -> Tenso
             batch = windows.batch(part)
             points = [batch.forecast(network, with_quantiles=False).point for network in members.networks]
             error = members._members(batch, torch.stack(points).mean(0), i, stretch)
-            error = (error - batch.target[:, stretch.start : stretch.stop]).flatten(1).double()
-            total, count = total + (error @ error.T).cpu(), count + error.shape[1]
+            error = (error - batch.target[:, stretch.start : stretch.stop]).transpose(0, 1).flatten(2).double()
+            # a product a window: a single one, that long, would keep one multiprocessor busy and leave the others idle
+            total, count = total + (error @ error.mT).sum(0).cpu(), count + error.shape[0] * error.shape[2]
         found.append(total / count)
     return torch.stack(found)
 

@@ -264,8 +264,7 @@ class NetworkForecaster:
         """
         assert network.effect is not None
         assert data.features is not None
-        numbers = torch.arange(0, len(training), max(1, len(training) // MOST_STARTING), device=self._device)
-        usual = training.batch(numbers).forecast(network, with_quantiles=False).deviation
+        usual = training.batch(training.sample(MOST_STARTING)).forecast(network, with_quantiles=False).deviation
         assert usual is not None
         told, values = [], []
         for number, (table, cut) in enumerate(zip(data.tables, data.cuts, strict=True)):
@@ -294,13 +293,12 @@ class NetworkForecaster:
         network = self._ready()
         calibrator = Calibrator(self.quantiles, validation.horizon)
         cap = CPU_VALIDATION if self._device.type == "cpu" else VALIDATION
-        numbers = torch.arange(0, len(validation), max(1, len(validation) // cap), device=self._device)
         size = max(
             1,
             CELLS_AT_ONCE
             // (validation.horizon * len(self.quantiles) * (validation.n_variables if validation.together else 1)),
         )
-        for part in torch.split(numbers, size):
+        for part in torch.split(validation.sample(cap), size):
             batch = validation.batch(part)
             quantiles = batch.forecast(network).quantiles
             assert quantiles is not None

@@ -40,8 +40,7 @@ def normal_equations(
     device, size = windows.values.device, windows.lookback
     left = torch.zeros(size, size, dtype=torch.float64, device=device)
     right = torch.zeros(size, windows.horizon, dtype=torch.float64, device=device)
-    every = max(1, len(windows) // most) if most else 1
-    for numbers in torch.split(torch.arange(0, len(windows), every, device=device), batch_size):
+    for numbers in torch.split(windows.sample(most), batch_size):
         batch = windows.batch(numbers)
         past = batch.values[:, : batch.lookback]
         mean = past.mean(1, keepdim=True)
@@ -73,7 +72,6 @@ def start_linear_path(
         return None
     start, device = network.dense.weight.T.double(), training.values.device
     eye = torch.eye(training.lookback, dtype=torch.float64, device=device)
-    every = max(1, len(validation) // (cap or 4000))
     best, chosen, weight = math.inf, None, None
     left, right = torch.empty(0), torch.empty(0)
     for i, ridge in enumerate(among):
@@ -85,7 +83,7 @@ def start_linear_path(
         if not power > 0:
             return None
         found = (start + torch.linalg.solve(left + ridge.penalty * power * eye, right - left @ start)).float()
-        error = _line_error(found, validation, every)
+        error = _line_error(found, validation, cap or 4000)
         if error < best:
             best, chosen, weight = error, ridge, found
     if weight is None:
@@ -94,10 +92,10 @@ def start_linear_path(
     return chosen
 
 
-def _line_error(weight: Tensor, windows: Windows, every: int) -> float:
-    """Sum of squares of a line LxT on every so many windows."""
+def _line_error(weight: Tensor, windows: Windows, most: int) -> float:
+    """Sum of squares of a line LxT on about `most` windows."""
     error = 0.0
-    for numbers in torch.split(torch.arange(0, len(windows), every, device=weight.device), 2048):
+    for numbers in torch.split(windows.sample(most), 2048):
         batch = windows.batch(numbers)
         past = batch.values[:, : batch.lookback]
         mean = past.mean(1, keepdim=True)

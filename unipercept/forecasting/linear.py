@@ -112,10 +112,14 @@ class Linear:
         known = np.concatenate([np.zeros((1, values.shape[1])), np.isfinite(values).cumsum(axis=0)])
         share = (known[rows + size, columns] - known[rows + self.lookback, columns]) / horizon
         keep = np.isfinite(past).all(axis=1) & np.isfinite(future).all(axis=1) & (share >= MIN_KNOWN)
-        past, future = past[keep], future[keep]
-        last, spread = past[:, -1:], np.maximum(_spread(past.T), _quiet(values[:stop])[columns[keep]])[:, None]
-        alive = np.ptp(past, axis=1) > 0
-        return ((past - last) / spread)[alive], ((future - last) / spread)[alive]
+        keep &= np.ptp(past, axis=1) > 0
+        if not keep.all():  # a copy of a hundred megabytes
+            past, future, columns = past[keep], future[keep], columns[keep]
+        last, spread = past[:, -1:].copy(), np.maximum(_spread(past.T), _quiet(values[:stop])[columns])[:, None]
+        for part in (past, future):
+            part -= last
+            part /= spread
+        return past, future
 
 
 def choose_lookback(rows: int, horizon: int, period: int) -> int:

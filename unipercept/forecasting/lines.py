@@ -67,33 +67,44 @@ class Line:
 
     def __call__(self, batch: Batch) -> Tensor:
         """SxTxV, or of one variable where windows come one variable at a time."""
-        past = batch.values[:, batch.lookback - self.weight.shape[1] : batch.lookback]
+        past = batch.values[:, batch.lookback - self.weight.shape[1] : batch.lookback].transpose(1, 2)
         mean, deviation = _mean_and_deviation(past)
-        return self.of_parts(past - mean, mean, deviation, _first_known(batch), batch.identity) + mean
+        known = _first_known(batch)
+        known = past.new_zeros(len(past), 1, 0) if known is None else known[:, None]
+        parts = past - mean, mean, deviation, known.expand(-1, past.shape[1], -1)
+        series = [part.flatten(0, 1) for part in parts]
+        places, most = _places(batch.identity.flatten(), self.n_own)
+        grouped = [part.new_zeros(self.n_own * most, part.shape[1]).index_copy_(0, places, part) for part in series]
+        found = self.of_groups(*(torch.unflatten(part, 0, (self.n_own, most)) for part in grouped))
+        return (torch.unflatten(found.flatten(0, 1)[places], 0, past.shape[:2]) + mean).transpose(1, 2)
 
-    def of_parts(
-        self, centred: Tensor, mean: Tensor, deviation: Tensor, known: Tensor | None, identity: Tensor
-    ) -> Tensor:
-        """The forecast less the mean."""
-        x = centred.transpose(1, 2)  # SxVxL
-        if len(self.weight) == 1:
-            found = x @ self.weight[0]
-        else:
-            found = x.new_empty(*x.shape[:2], self.weight.shape[2])
-            for v, weight in enumerate(self.weight):
-                mine = identity == v
-                found[mine] = x[mine] @ weight
+    @property
+    def n_own(self) -> int:
+        """Variables that have something of their own; 1 where none has."""
+        return max(len(part) for part in (self.weight, self.features, self.level) if part is not None)
+
+    def of_groups(self, centred: Tensor, mean: Tensor, deviation: Tensor, known: Tensor) -> Tensor:
+        """VxNxT, the forecast less the mean, of as many windows of each variable: VxNxL, twice VxNx1, and VxNxF.
+
+        V is 1 where no variable has anything of its own.
+        """
+        found = centred @ self.weight[0] if len(self.weight) == 1 else torch.bmm(centred, self.weight)
         if self.features is not None:
-            assert known is not None
-            for v, weight in enumerate(self.features):
-                mine = identity == v
-                effect = (known @ weight)[:, None].expand(-1, x.shape[1], -1)[mine]
-                found[mine] += effect * deviation.transpose(1, 2)[mine]
+            found = torch.baddbmm(found, known * deviation, self.features)
         if self.level is not None:
-            for v, returned in enumerate(self.level):
-                mine = identity == v
-                found[mine] += mean.transpose(1, 2)[mine] * returned
-        return found.transpose(1, 2)
+            found = torch.baddbmm(found, mean, self.level[:, None])
+        return found
+
+
+def _places(identity: Tensor, variables: int) -> tuple[Tensor, int]:
+    """Where each of S series stands when those of a variable stand together, and room is left for as many of each as
+    there are of the most frequent one, which is returned too.
+    """
+    if variables == 1:
+        return torch.arange(len(identity), device=identity.device), len(identity)
+    so_far = (identity[:, None] == torch.arange(variables, device=identity.device)).cumsum(0)  # SxV
+    most = int(so_far[-1].max())
+    return identity * most + so_far.gather(1, identity[:, None]).squeeze(1) - 1, most
 
 
 def lookbacks(longest: int, cycle: int) -> list[int]:
@@ -202,8 +213,8 @@ def _sums(windows: Windows, evenness: float, steps: range) -> _Sums:
     found: _Sums | None = None
     for past, future, mean, deviation, known in _parts(windows, len(windows.starts)):
         scale = deviation**-evenness
-        x, y = ((part * scale).double().transpose(0, 1) for part in (past, future[:, :, steps.start : steps.stop]))
-        f = (torch.cat([known[:, None] * deviation, mean], 2) * scale).double().transpose(0, 1)
+        x, y = ((part * scale).double() for part in (past, future[:, :, steps.start : steps.stop]))
+        f = (torch.cat([known * deviation, mean], 2) * scale).double()
         more = _Sums(x.mT @ x, x.mT @ y, f.mT @ f, f.mT @ x, f.mT @ y)
         found = more if found is None else found + more
     assert found is not None
@@ -214,7 +225,7 @@ Parts = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _parts(windows: Windows, most: int) -> Iterator[Parts]:
-    """Past NxVxL and future NxVxT less the window's mean, that and the deviation NxVx1, and the features
+    """Past VxNxL and future VxNxT less the window's mean, that and the deviation VxNx1, and the features
     of the first future step NxF.
     """
     count, variables = len(windows.starts), windows.n_variables
@@ -225,13 +236,13 @@ def _parts(windows: Windows, most: int) -> Iterator[Parts]:
             part if windows.together else (part[:, None] * variables + torch.arange(variables, device=device)).flatten()
         )
         batch = windows.batch(numbers)
-        past, future = batch.values[:, : batch.lookback], batch.target
+        whole = batch.values.transpose(1, 2).reshape(len(part), variables, -1)
+        past, future = whole[..., : batch.lookback], whole[..., batch.lookback :]
         mean, deviation = _mean_and_deviation(past)
-        whole = (len(part), variables, -1)
         known = _first_known(batch)
         known = past.new_zeros(len(part), 0) if known is None else known.reshape(len(part), -1, known.shape[-1])[:, 0]
         past, future, mean, deviation = (
-            values.transpose(1, 2).reshape(whole) for values in (past - mean, future - mean, mean, deviation)
+            values.transpose(0, 1) for values in (past - mean, future - mean, mean, deviation)
         )
         yield past, future, mean, deviation, known
 
@@ -257,15 +268,20 @@ def _solve(sums: _Sums, settings: LineSettings, cycle: int, steps: range) -> Lin
     power = sums.left.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
     all_left, all_right = left.sum(0), right.sum(0)
     pull = settings.penalty * power.sum() * eye
-    weight = (start + torch.linalg.solve(all_left + pull, all_right - all_left @ start))[None]
+    weight = (start + _solved(all_left + pull, all_right - all_left @ start))[None]
     if not math.isinf(settings.own):
-        weight = weight + torch.linalg.solve(left + settings.own * power * eye, right - left @ weight)
+        weight = weight + _solved(left + settings.own * power * eye, right - left @ weight)
     features = level = None
     if inverse is not None:
         beside = (inverse @ (beside_right - beside_past @ weight)).float()
         features = beside[:, : sums.beside_left.shape[1] - 1] if settings.features else None
         level = beside[:, -1] if not math.isinf(settings.level) else None
     return Line(weight.float(), features, level, settings)
+
+
+def _solved(left: Tensor, right: Tensor) -> Tensor:
+    """Of systems that are symmetric and, by their penalty, positive definite: half the work of a general one."""
+    return torch.cholesky_solve(right, torch.linalg.cholesky(left))
 
 
 def _shown(settings: LineSettings, n_features: int) -> list[int]:
@@ -286,10 +302,8 @@ def _error(line: Line, held: list[Parts], steps: range) -> float:
 
 
 def _found(line: Line, past: Tensor, future: Tensor, mean: Tensor, deviation: Tensor, known: Tensor) -> Tensor:
-    """NxVxT, as `_parts` gives them."""
-    identity = torch.arange(past.shape[1], device=past.device).expand(len(past), -1)
-    past, mean, deviation = (part.transpose(1, 2) for part in (past, mean, deviation))
-    return line.of_parts(past, mean, deviation, known, identity).transpose(1, 2)
+    """VxNxT, as `_parts` gives them."""
+    return line.of_groups(past, mean, deviation, known.expand(len(past), -1, -1))
 
 
 def _square(errors: Iterable[Tensor]) -> float:
@@ -300,9 +314,9 @@ def _square(errors: Iterable[Tensor]) -> float:
 
 
 def _mean_and_deviation(past: Tensor) -> tuple[Tensor, Tensor]:
-    """Sx1xV each of SxLxV."""
-    mean = past.mean(1, keepdim=True)
-    return mean, (past.var(1, keepdim=True, correction=0) + QUIET**2).sqrt()
+    """SxVx1 each of SxVxL."""
+    mean = past.mean(2, keepdim=True)
+    return mean, (past.var(2, keepdim=True, correction=0) + QUIET**2).sqrt()
 
 
 def _first_known(batch: Batch) -> Tensor | None:

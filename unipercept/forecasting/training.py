@@ -212,10 +212,8 @@ def _start_spread(network: SeriesForecaster, training: Windows, levels: Tensor, 
     """Set the spread's bias to the quantiles of the training residuals, in window deviations, by
     cycle ahead and step of a cell.
     """
-    every = max(1, len(training) // n_series) | 1  # odd, so that no variable is passed over
-    numbers = torch.arange(0, len(training), every, device=levels.device)
     residuals = []
-    for part in torch.split(numbers, 500):
+    for part in torch.split(training.sample(n_series), 500):
         batch = training.batch(part)
         found = batch.forecast(network, with_quantiles=False)
         assert found.deviation is not None

@@ -68,14 +68,11 @@ def score(
     levels = torch.tensor(quantiles, device=device)
     budget = (4_000_000 if device.type == "cpu" else 32_000_000) // (windows.n_variables if windows.together else 1)
     batch_size = batch_size or max(1, budget // (windows.horizon * len(levels)))
-    count = len(windows)
-    every = max(1, count // cap) if cap else 1
     inner = [i for i, q in enumerate(quantiles) if 0.05 < q < 0.95]
     edges = [min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - x)) for x in (0.1, 0.9, 0.025, 0.975)]
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     total = 0
-    for first in range(0, count, batch_size * every):
-        numbers = torch.arange(first, min(count, first + batch_size * every), every, device=device)
+    for numbers in torch.split(windows.sample(cap), batch_size):
         batch = windows.batch(numbers)
         found, target, seen = forecast(batch), batch.target, batch.target_observed
         error = found.point - target

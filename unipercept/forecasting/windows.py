@@ -6,6 +6,7 @@ advance, A static attributes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +56,16 @@ class Windows:
         """The same windows with the last `lookback` past steps alone."""
         later = self.lookback - lookback
         return replace(self, starts=self.starts + later, rows=self.rows + later, lookback=lookback)
+
+    def sample(self, most: int | None) -> Tensor:
+        """Numbers of about `most` windows that are spread over all rows and all variables alike; None for all.
+
+        Windows are counted variable by variable: with a step that shares a factor with V some variables are never met.
+        """
+        step = max(1, len(self) // most) if most else 1
+        while not self.together and math.gcd(step, self.n_variables) > 1:
+            step += 1
+        return torch.arange(0, len(self), step, device=self.values.device)
 
     def batch(self, numbers: Tensor) -> Batch:
         """Windows by number: window * V + variable, or window where variables come together."""
