@@ -4,12 +4,10 @@ Shapes: B maps of a batch, C channels, H rows, W columns.
 """
 
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-
-from unipercept.embedding import EmbeddingMap
 
 BATCH_SIZE = 32  # maps of 224x224
 BATCH_CELLS = 224 * 224  # larger maps make smaller batches; smaller ones are no more than `batch_size`
@@ -17,6 +15,17 @@ MAX_PENDING = 1 << 25  # numbers that wait for the network, all shapes together:
 
 Network = TypeVar("Network", bound=Hashable)
 Owner = TypeVar("Owner")
+
+
+class Maps(Protocol):
+    """What a network needs of an EmbeddingMap."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """BxCxHxW."""
+
+    def real_share(self) -> Tensor:
+        """B shares of real input."""
 
 
 class Batches(Generic[Network, Owner]):
@@ -36,7 +45,7 @@ class Batches(Generic[Network, Owner]):
         self._groups: dict[tuple[Network, tuple[int, ...]], list[tuple[Tensor, Owner, float]]] = {}
         self._n_pending = 0
 
-    def add(self, network: Network, owner: Owner, emap: EmbeddingMap) -> None:
+    def add(self, network: Network, owner: Owner, emap: Maps) -> None:
         """Each item of a map, on its own."""
         shape = tuple(emap.tensor.shape[1:])
         key, cells = (network, shape), shape[1] * shape[2]
