@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from unipercept.datasets.processes import processes
+from unipercept.decoders import Decoders
 from unipercept.perception.packs import decode
 from unipercept.perception.settings import MapSettings
-from unipercept.processors import decoding_pool
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def of_a_thread_started_later():
 
 
 def test_decoding_threads_are_single_and_later_ones_are_not(three_threads):
-    with decoding_pool(2) as pool:
-        assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    with Decoders(8, 2) as decoders:
+        assert set(decoders.map(lambda _: torch.get_num_threads(), range(8))) == {1}
     assert (torch.get_num_threads(), of_a_thread_started_later()) == (3, 3)
 
 
