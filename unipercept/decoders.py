@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -139,14 +140,16 @@ class _Process:
     """
 
     def __init__(self, requests: int, answers: int) -> None:
-        self._requests, self._answers = open(requests, "wb", buffering=0), open(answers, "rb", buffering=0)
+        self._requests, self._answers = FileIO(requests, "w"), FileIO(answers, "r")
         self._has_started = False
 
     def is_ready(self) -> bool:
         if not self._has_started:
             poll = select.poll()
             poll.register(self._answers, select.POLLIN)
-            self._has_started = any(event & select.POLLIN for _, event in poll.poll(0)) and self._answers.read(1) == _READY
+            self._has_started = (
+                any(event & select.POLLIN for _, event in poll.poll(0)) and self._answers.read(1) == _READY
+            )
         return self._has_started
 
     def ask(self, request: bytes) -> Answer | None:
@@ -156,7 +159,9 @@ class _Process:
             arrays = [_read_array(self._answers, *described) for described in header["arrays"]]
         except (EOFError, OSError) as error:
             self.close()
-            raise DecoderDiedError("the process that decoded it ended (a crash in a codec, or too little memory)") from error
+            raise DecoderDiedError(
+                "the process that decoded it ended (a crash in a codec, or too little memory)"
+            ) from error
         for text, category, file, line in header["warnings"]:
             warnings.warn_explicit(text, getattr(builtins, category, UserWarning), file, line)
         return None if header["failed"] else Answer(header["value"], arrays)
@@ -226,7 +231,7 @@ def serve(ends: list[tuple[int, int]]) -> None:
 def _answer(requests: int, answers: int) -> None:
     """Run what is asked for until the other side closes its end."""
     torch.set_num_threads(1)
-    with open(requests, "rb", buffering=0) as source, open(answers, "wb", buffering=0) as sink:
+    with FileIO(requests, "r") as source, FileIO(answers, "w") as sink:
         _enlarge(answers)
         sink.write(_READY)
         with contextlib.suppress(EOFError, BrokenPipeError):
@@ -235,7 +240,7 @@ def _answer(requests: int, answers: int) -> None:
                 header, arrays = _run(getattr(import_module(module), function), arguments)
                 _write(sink, json.dumps(header).encode())
                 for array in arrays:
-                    _write_all(sink, memoryview(_bytes_of(array)))
+                    _write_all(sink, _bytes_of(array))
 
 
 def _run(function: Callable[..., Answer | None], arguments: list[Any]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
@@ -262,22 +267,22 @@ def _enlarge(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
-def _write(sink: Any, message: bytes) -> None:
+def _write(sink: FileIO, message: bytes) -> None:
     _write_all(sink, memoryview(_LENGTH.pack(len(message)) + message))
 
 
-def _write_all(sink: Any, rest: memoryview) -> None:
+def _write_all(sink: FileIO, rest: memoryview) -> None:
     while rest:
         rest = rest[sink.write(rest) :]
 
 
-def _read(source: Any, n_bytes: int) -> bytes:
+def _read(source: FileIO, n_bytes: int) -> bytes:
     return bytes(_read_array(source, "|u1", (n_bytes,)))
 
 
-def _read_array(source: Any, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
+def _read_array(source: FileIO, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
     array = np.empty(shape, np.dtype(dtype))
-    rest = memoryview(_bytes_of(array))
+    rest = _bytes_of(array)
     while rest:
         n_read = source.readinto(rest)
         if not n_read:
@@ -286,5 +291,5 @@ def _read_array(source: Any, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
     return array
 
 
-def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

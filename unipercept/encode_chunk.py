@@ -119,15 +119,14 @@ def encode_chunks(
     vectors: list[_FileVector | FailedFile] = []
     encoder = _Encoder(settings)
     for opened in _decode_ahead(chunks, settings, decoders):
-        if opened is not None:
-            is_failed = isinstance(opened, FailedFile)
-            vectors.append(opened if is_failed else encoder.collect(opened, decoders, on_share))
-            if on_file:
-                on_file(opened.path)
+        if opened is None:
+            encoder.flush()
+            yield [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
+            vectors = []
             continue
-        encoder.flush()
-        yield [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
-        vectors = []
+        vectors.append(opened if isinstance(opened, FailedFile) else encoder.collect(opened, decoders, on_share))
+        if on_file:
+            on_file(opened.path)
 
 
 @dataclass
@@ -158,7 +157,7 @@ def _decode_ahead(
     pending = deque(islice(submitted, 2 * decoders.n_workers))
     while pending:
         future = pending.popleft()
-        opened = future and future.result()
+        opened = None if future is None else future.result()
         pending.extend(islice(submitted, 1))
         yield opened
 
