@@ -212,6 +212,7 @@ def serve(ends: list[tuple[int, int]]) -> None:
     """The program that `_start` runs: fork a process for each pair of pipe ends, then wait for them."""
     for module in IMPORTS:
         import_module(module)
+    warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, such as those of OpenBLAS
     for requests, answers in ends:
         if os.fork() == 0:
             try:
