@@ -139,6 +139,21 @@ def test_a_process_gives_the_threads_results(tmp_path):
     assert not is_alive(server)
 
 
+@needs_fork
+def test_without_more_pipes_or_processes_threads_decode(monkeypatch):
+    def refused(*_, **__):
+        raise OSError("too many")
+
+    for name in ("subprocess.Popen", "os.pipe"):
+        n_open = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patched:
+            patched.setattr(name, refused)
+            with Decoders(1000, 2, processes=True) as decoders:
+                assert decoders.apart(one, (1,)) is None
+                assert decoders.submit(max, 1, 2).result() == 2
+        assert len(os.listdir("/proc/self/fd")) == n_open
+
+
 def test_long_recordings_are_left_to_the_thread(tmp_path, monkeypatch):
     """It reads them piece by piece."""
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")

@@ -84,8 +84,7 @@ class Decoders:
         self._server: subprocess.Popen[bytes] | None = None
         self._idle: list[_Process] = []
         if processes:
-            with contextlib.suppress(OSError):  # no more processes or pipes are allowed: threads do it
-                self._server, self._idle = _start(self.n_workers)
+            self._server, self._idle = _start(self.n_workers)
         self._n_threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(self.n_workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
 
@@ -115,9 +114,10 @@ class Decoders:
         Raises:
             DecoderDiedError: the process ended meanwhile.
         """
-        if not self._idle:
+        try:
+            process = self._idle.pop()
+        except IndexError:
             return None
-        process = self._idle.pop()
         if not process.is_ready():
             self._idle.append(process)
             return None
@@ -176,24 +176,25 @@ def _can_fork() -> bool:
     return sys.platform == "linux" and not hasattr(sys, "frozen") and "python" in Path(sys.executable or "").name
 
 
-def _start(n_processes: int) -> tuple[subprocess.Popen[bytes], list[_Process]]:
-    pipes = [(os.pipe(), os.pipe()) for _ in range(n_processes)]
-    theirs = [(requests[0], answers[1]) for requests, answers in pipes]
-    told = json.dumps({"path": sys.path, "ends": theirs})
-    try:
+def _start(n_processes: int) -> tuple[subprocess.Popen[bytes] | None, list[_Process]]:
+    """None and no processes where no more of them, or of pipes, are allowed."""
+    pipes: list[tuple[tuple[int, int], tuple[int, int]]] = []
+    server = None
+    with contextlib.suppress(OSError):
+        pipes.extend((os.pipe(), os.pipe()) for _ in range(n_processes))
+        theirs = [(requests[0], answers[1]) for requests, answers in pipes]
         server = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, told],
+            [sys.executable, "-c", _PROGRAM, json.dumps({"path": [str(p) for p in sys.path], "ends": theirs})],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             pass_fds=[end for ends in theirs for end in ends],
             start_new_session=True,  # Ctrl-C is for this process, which ends them
         )
-    finally:
-        for ends in theirs:
-            for end in ends:
-                os.close(end)
-    return server, [_Process(requests[1], answers[0]) for requests, answers in pipes]
+    for requests, answers in pipes:
+        for end in (requests[0], answers[1]) if server else (*requests, *answers):
+            os.close(end)
+    return server, [_Process(requests[1], answers[0]) for requests, answers in pipes] if server else []
 
 
 def _stop(server: subprocess.Popen[bytes], processes: list[_Process]) -> None:
