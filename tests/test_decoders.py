@@ -49,7 +49,7 @@ def test_a_training_has_all_threads_after_its_recordings_were_decoded(three_thre
 @needs_fork
 @pytest.mark.parametrize(
     ("n_files", "n_processors", "n_workers", "expected"),
-    [(10_000, 16, None, 16), (10_000, 64, None, 16), (10_000, 2, None, 0), (100, 16, None, 0), (10_000, 16, 3, 0)],
+    [(10_000, 16, None, 16), (10_000, 64, None, 16), (10_000, 2, None, 0), (1_000, 16, None, 0), (10_000, 16, 3, 0)],
 )
 def test_processes_are_for_many_files_and_processors(monkeypatch, n_files, n_processors, n_workers, expected):
     asked = []

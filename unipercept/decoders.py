@@ -1,8 +1,9 @@
 """Files decoded in parallel: by threads, and for many files by processes beside them.
 
 Codecs run without the interpreter's lock, but the Python around them holds it for about 1 ms a picture, so threads
-stop gaining at some four to eight. With enough processors and files, each thread therefore has a process that decodes
-for it and hands the arrays over through a pipe. Processes only make it faster: until they have started, where they
+gain nothing beyond some four. With enough processors and files, each thread therefore has a process that decodes for
+it and hands the arrays over through a pipe: 1,840 small pictures a second with 16, and 466 with 8 threads
+(benchmarks/results/encode_throughput.md). Processes only make it faster: until they have started, where they
 cannot, and for whatever one of them did not manage, the thread decodes by itself, with the same result.
 
 The processes are forked from one that has imported what all of them need, and which is started as a program of its
@@ -40,7 +41,7 @@ from unipercept.processors import n_processors
 MOST_THREADS = 8  # that decode at a time: of more, each waits longer for the interpreter's lock than it decodes
 MOST_PROCESSES = 16
 ENOUGH_PROCESSORS = 4  # for processes
-ENOUGH_FILES = 128  # for processes: they take some 2 s to start, in which threads decode that many
+ENOUGH_FILES = 1024  # for processes: in the 2 to 4 s that they take to start, threads decode as many small pictures
 STOP_SECONDS = 2.0
 PIPE_BYTES = 1 << 20  # what Linux lets anyone ask for: a map in one piece
 IMPORTS = ("unipercept.encode_chunk", "unipercept.pipelines.audio", "unipercept.pipelines.image")
