@@ -86,16 +86,14 @@ class Decoders:
         self._idle: list[_Process] = []
         if processes:
             self._server, self._idle = _start(self.n_workers)
-        self._n_threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(self.n_workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+        usual = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.n_workers, "decode", initializer=_use_one_thread, initargs=(usual,))
 
     def __enter__(self) -> Decoders:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-        # set_num_threads in a worker also sets the default of threads that have not used torch yet, such as this one.
-        torch.set_num_threads(self._n_threads)
         if self._server is not None:
             _stop(self._server, self._idle)
 
@@ -131,6 +129,19 @@ class Decoders:
         """Decode inside the block: of more threads than processes, no more than pay get in at a time."""
         with self._in_threads:
             yield
+
+
+def _use_one_thread(usual: int) -> None:
+    """Make torch single-threaded in the thread that calls; threads that have not used torch yet get `usual`.
+
+    set_num_threads sets the number of its own thread and of all those to come: another thread sets the latter back, at
+    once. Set back when a pool ends, it stayed at 1 where the pools of two requests of a server overlapped.
+    """
+    torch.get_num_threads()  # its first use of torch would otherwise be after this, and take the number for all
+    torch.set_num_threads(1)
+    other = threading.Thread(target=torch.set_num_threads, args=(usual,))
+    other.start()
+    other.join()
 
 
 class _Process:
