@@ -47,8 +47,8 @@ PIPE_BYTES = 1 << 20  # what Linux lets anyone ask for: a map in one piece
 IMPORTS = ("unipercept.encode_chunk", "unipercept.pipelines.audio", "unipercept.pipelines.image")
 _LENGTH = struct.Struct("<Q")
 _READY = b"\1"
-# As `multiprocessing` does, without the flags of `python` and the caller's script.
-_PROGRAM = "import json, sys; told = json.loads(sys.argv[1]); sys.path[:] = told['path']; from unipercept.decoders import serve; serve(told['ends'])"  # fmt: skip
+# Modules come from where the caller has them, not from the folder that it happens to be in.
+_PROGRAM = "import sys; sys.path[:] = sys.argv[2:]; from unipercept.decoders import serve; serve(sys.argv[1])"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -196,7 +196,7 @@ def _start(n_processes: int) -> tuple[subprocess.Popen[bytes] | None, list[_Proc
         pipes.extend((os.pipe(), os.pipe()) for _ in range(n_processes))
         theirs = [(requests[0], answers[1]) for requests, answers in pipes]
         server = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, json.dumps({"path": [str(p) for p in sys.path], "ends": theirs})],
+            [sys.executable, "-c", _PROGRAM, json.dumps(theirs), *map(str, sys.path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
@@ -221,17 +221,18 @@ def _stop(server: subprocess.Popen[bytes], processes: list[_Process]) -> None:
         server.wait()
 
 
-def serve(ends: list[tuple[int, int]]) -> None:
+def serve(theirs: str) -> None:
     """The program that `_start` runs: fork a process for each pair of pipe ends, then wait for them."""
+    ends: list[tuple[int, int]] = json.loads(theirs)
     for module in IMPORTS:
         import_module(module)
     warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, such as those of OpenBLAS
-    for requests, answers in ends:
+    for number, (requests, answers) in enumerate(ends):
         if os.fork() == 0:
             try:
-                for other in {end for pair in ends for end in pair} - {requests, answers}:
-                    with contextlib.suppress(OSError):  # was closed before the fork
-                        os.close(other)
+                for later in ends[number + 1 :]:
+                    os.close(later[0])
+                    os.close(later[1])
                 _answer(requests, answers)
             finally:
                 os._exit(0)  # never back into the loop
