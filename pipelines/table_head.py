@@ -70,7 +70,7 @@ def times_of(names: list[Any]) -> NDArray[Any] | None:
         bool
     )
     is_year = text.str.fullmatch(r"[12]\d{3}").to_numpy(bool)
-    stamps = np.full(len(text), np.datetime64("NaT"), "datetime64[ns]")
+    stamps = np.full(len(text), "NaT", "datetime64[ns]")
     if is_date.sum() >= MIN_TIMES:
         dates = text[is_date].str.replace(r"(?i)^(\d{4})M(\d{1,2})$", r"\1-\2", regex=True)
         reading = recognise_times(dates)
