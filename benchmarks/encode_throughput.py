@@ -1,10 +1,12 @@
 """How much of an encode job's time is the backbone's: many small pictures and sounds, against the bare network.
 
     python benchmarks/encode_throughput.py [--files 10000] [--kinds picture sound] [--folder DIR] [--model NAME]
+                                           [--decoders t4 p8 p16]
 
 Prints files/s of the whole job (reading, hashing, decoding, batching, writing), files/s of the bare network on the same
-ready-made batches, their ratio, and the peak memory above the idle model. Files are generated: JPEG of 224 to 640
-pixels and one-second WAV, as many of each kind.
+ready-made batches, their ratio, and the peak memory above the idle model; with --decoders, also files/s by so many
+decoding threads (t) or processes (p), without the start of these, and what part of it the network waits for files.
+Files are generated: JPEG of 224 to 640 pixels and one-second WAV, as many of each kind.
 """
 
 import argparse
@@ -14,14 +16,16 @@ import tempfile
 import time
 import wave
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 
-from unipercept.encode_chunk import EncodeSettings
-from unipercept.encode_job import encode_files, list_inputs
-from unipercept.models import load_model
+from unipercept.decoders import Decoders
+from unipercept.encode_chunk import EncodeSettings, encode_chunks
+from unipercept.encode_job import FILES_PER_PART, encode_files, list_inputs
+from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.detect import detect_modality
 from unipercept.processors import n_processors
@@ -65,12 +69,34 @@ def network_seconds_per_file(paths: list[str], settings: EncodeSettings) -> floa
     return (time.perf_counter() - start) / len(paths)
 
 
+def seconds_with(decoders: Decoders, paths: list[str], settings: EncodeSettings) -> tuple[float, float]:
+    """Of a second pass over the files, when all processes have started; and of these, in the network."""
+    model, inside = load_model(settings.model), 0.0
+
+    def timed(maps: torch.Tensor) -> torch.Tensor:
+        nonlocal inside
+        started = time.perf_counter()
+        features = Model.features(model, maps)
+        inside += time.perf_counter() - started
+        return features
+
+    chunks = [paths[i : i + FILES_PER_PART] for i in range(0, len(paths), FILES_PER_PART)]
+    with patch.object(model, "features", timed):
+        for _ in range(2):
+            inside, started = 0.0, time.perf_counter()
+            for _ in encode_chunks(chunks, settings, decoders):
+                pass
+            seconds = time.perf_counter() - started
+    return seconds, inside
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--kinds", nargs="+", choices=list(SUFFIXES), default=list(SUFFIXES))
     parser.add_argument("--folder", type=Path, help="where the files are kept; a temporary folder by default")
     parser.add_argument("--model", default="unireplknet_a")
+    parser.add_argument("--decoders", nargs="+", default=[], help="such as t4 for four threads, p16 for 16 processes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary) / "files"
@@ -83,12 +109,18 @@ def main() -> None:
         summary = encode_files(paths, Path(temporary) / "vectors.parquet", settings)
         seconds = (time.perf_counter() - start) / len(paths)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rows = []
+        for spec in arguments.decoders:
+            with Decoders(len(paths), int(spec[1:]), processes=spec[0] == "p") as decoders:
+                total, inside = seconds_with(decoders, paths, settings)
+            rows.append(f"  {spec:15} {len(paths) / total:8.1f} files/s   ({inside / total:.0%} in the network)")
     device = load_model(arguments.model).device
     print(f"encode of {len(paths)} small files, {arguments.model} on {device}, {n_processors()} processors, {platform.processor() or platform.machine()}, torch {torch.__version__}")  # fmt: skip
     print(f"  whole job       {1 / seconds:8.1f} files/s   ({len(summary.failures)} failures)")
     print(f"  bare network    {1 / bare:8.1f} files/s")
     print(f"  outside network {max(0.0, 1 - bare / seconds):8.1%}")
     print(f"  peak memory     {(peak - idle) / 1024:8.0f} MB above the idle process")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ The network is UniRepLKNet-A, recordings are random numbers of the shape that de
 as in a run, and are varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the
 joint training's step of one task. Busy: the union of all kernels' and copies'
 times in the profiler's trace, of as many steps, over their time by the clock in a run without the profiler. Below:
-pictures and sounds decoded a second, by one thread and by as many as a run takes.
+pictures and sounds decoded a second, by one thread, by threads alone, and as a run does it: where there are processors
+enough, in processes, whose start is included.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gpu_timing import hardware
 from torch.profiler import ProfilerActivity, profile
 
 from unipercept.datasets.folders import class_folders
+from unipercept.decoders import Decoders
 from unipercept.errors import UniperceptError, one_line
 from unipercept.perception import packs as packs_module
 from unipercept.perception.joint_step import JointStep
@@ -38,7 +40,6 @@ from unipercept.perception.task import Task
 from unipercept.perception.universal import Draws, UniversalConfig
 from unipercept.perception.universal_data import TASKS, TaskSpec
 from unipercept.perception.universal_network import SharedNetwork
-from unipercept.processors import n_decoders
 from unipercept.train import Progress, fit, seed_everything
 
 Run = Callable[[int, Callable[[], object]], float]
@@ -157,8 +158,8 @@ def universal_row(spec: TaskSpec, steps: int) -> str:
     return row("universal", f"{spec.maps.modality} ({spec.name})", spec.batch_size, steps, run)
 
 
-def decoding(count: int = 600) -> list[str]:
-    """Rows: files of a folder, decoded by one thread and by all."""
+def decoding(count: int = 1_200) -> list[str]:
+    """Rows: files of a folder, decoded by one thread, by threads alone, and by default."""
     from PIL import Image
 
     rows, generator = [], np.random.default_rng(0)
@@ -175,8 +176,8 @@ def decoding(count: int = 600) -> list[str]:
                     file.setparams((1, 2, 44_100, 0, "NONE", ""))
                     file.writeframes(generator.integers(-9_000, 9_000, 2 * 44_100, dtype=np.int16).tobytes())
             samples, speeds = class_folders(Path(folder) / kind), []
-            for threads in (1, n_decoders()):
-                with patch.object(packs_module, "n_decoders", lambda threads=threads: threads):
+            for make in (lambda n: Decoders(n, 1), lambda n: Decoders(n, processes=False), Decoders):
+                with patch.object(packs_module, "Decoders", make):
                     started = time.perf_counter()
                     try:
                         decode(samples, KINDS[kind])
@@ -206,7 +207,7 @@ def main() -> None:
             if spec.maps.modality in arguments.kinds and spec.name not in ("esc10", "things3d"):
                 print(universal_row(spec, arguments.steps), flush=True)
         print()
-    print(f"| decoded a second | one thread | {n_decoders()} threads |\n| --- | ---: | ---: |")
+    print("| decoded a second | one thread | threads | default |\n| --- | ---: | ---: | ---: |")
     print("\n".join(decoding()), flush=True)
 
 

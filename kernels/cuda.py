@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -22,6 +24,7 @@ from torch import Tensor
 from unipercept.errors import MissingDependencyError, UniperceptError
 from unipercept.kernels.compiled_code import kept
 from unipercept.kernels.dispatch import ENVIRONMENT_VARIABLE
+from unipercept.kernels.measured import cache_folder
 
 MAX_PORTABLE_SHARED_BYTES = 48 * 1024  # a block gets more only after asking
 MAX_PORTABLE_CLUSTER = 8  # blocks; more only after asking
@@ -34,7 +37,10 @@ _UINT16 = 1  # CU_TENSOR_MAP_DATA_TYPE_UINT16
 _NOT_INTERLEAVED, _PROMOTE_TO_128, _ZEROS_OUTSIDE = 0, 2, 0  # of CUtensorMap's enumerations
 _SWIZZLES = {16: 1, 32: 2, 64: 3}  # CU_TENSOR_MAP_SWIZZLE_32B and so on, by channels of 2 bytes
 WITHOUT = f"{ENVIRONMENT_VARIABLE}=reference runs without these kernels"  # until the bug is fixed
+SILENT_SECONDS = 1.0  # of compiling; a kernel takes 0.3 to 1
+_LOG = logging.getLogger(__name__)
 _LOCK = threading.Lock()
+_seconds_compiling = 0.0
 _thread = threading.local()
 
 
@@ -170,8 +176,7 @@ def kernel(
     device: torch.device,
     overlapping: bool = False,
 ) -> Kernel:
-    """The function `name` of the joined text `files` of `package`, compiled with `defines` for
-    `device`, which must be current.
+    """The function `name` of the joined text `files` of `package`, compiled with `defines` for `device`.
 
     `overlapping` is requested where the GPU can do it.
     """
@@ -182,7 +187,8 @@ def kernel(
             if key not in _loaded:
                 binary = compiled(package, files, defines, architecture_of(device))
                 overlapping = overlapping and torch.cuda.get_device_capability(device) >= (9, 0)
-                _loaded[key] = Kernel(binary, name, shared_bytes, overlapping)
+                with torch.cuda.device(device):  # a module belongs to the device that is current when it is loaded
+                    _loaded[key] = Kernel(binary, name, shared_bytes, overlapping)
             found = _loaded[key]
     return found
 
@@ -198,7 +204,24 @@ def compiled(package: str, files: Sequence[str], defines: Mapping[str, int | str
     source = "\n".join((resources.files(package) / file).read_text(encoding="utf-8") for file in files)
     options = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in defines.items())]
     made_of = (source, *options, nvrtc_version())
-    return kept(made_of, "cubin", lambda: compile_source(source, options))
+    return kept(made_of, "cubin", lambda: _compiled_aloud(source, options))
+
+
+def _compiled_aloud(source: str, options: Sequence[str]) -> bytes:
+    """`compile_source`; a user who waits for many kernels learns once what for."""
+    global _seconds_compiling
+    if _seconds_compiling > SILENT_SECONDS:
+        _say_waiting(str(cache_folder()))
+    started = time.monotonic()
+    binary = compile_source(source, options)
+    _seconds_compiling += time.monotonic() - started
+    return binary
+
+
+@cache
+def _say_waiting(folder: str) -> None:
+    """On standard error, or wherever the caller's `logging` sends it."""
+    _LOG.warning("compiling GPU kernels, on first use alone: they are kept in %s", folder)
 
 
 def compile_source(source: str, options: Sequence[str]) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from unipercept.errors import InputError
 
@@ -46,6 +47,10 @@ def choose(
         InputError: what was asked for does not exist for this operation, or cannot take these inputs.
     """
     name = "reference" if _asks_for_plain() else _named(implementations, asked or asked_for(), why_not)
+    if name != "reference" and is_forward_mode():
+        if name is not None:
+            raise InputError(f"the {name!r} kernels were asked for, but have no forward-mode gradients")
+        name = "reference"
     if name is None:
         fast = "gpu" if x.is_cuda else "cpu"
         name = fast if fast in implementations and why_not(fast) is None else "reference"
@@ -151,13 +156,31 @@ def call(operator: Callable[..., Any], plain: Callable[..., Any], *arguments: An
     """`plain(*arguments)` where nobody needs to see an operator, which would cost 50 us more;
     else `operator(*arguments)`.
 
-    Gradients, compilers, tracers, and modes and transformations of torch's need the operator.
+    Gradients in reverse, compilers, tracers, and modes and transformations of torch's need the operator.
     """
-    return operator(*arguments) if not _asks_for_plain() and is_watched(*arguments) else plain(*arguments)
+    is_plain = _asks_for_plain() or is_forward_mode() or not is_watched(*arguments)
+    return plain(*arguments) if is_plain else operator(*arguments)
 
 
 def _asks_for_plain() -> bool:
     return not torch.compiler.is_compiling() and _is_plain.get()  # a compiler cannot read a context variable
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode gradients may be taken. Operators of torch.library would drop them
+    without a word; plain PyTorch has them.
+    """
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def check_no_tangent(operation: str, x: Tensor) -> None:
+    """Refuse forward-mode gradients, for operations that always run as operators of torch.library.
+
+    Raises:
+        InputError: `x` carries one.
+    """
+    if is_forward_mode() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
+        raise InputError(f"{operation} has no forward-mode gradients; take them in reverse mode")
 
 
 @contextmanager
@@ -182,6 +205,7 @@ def is_watched(*arguments: Any) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or is_forward_mode()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):

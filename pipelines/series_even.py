@@ -48,7 +48,7 @@ def on_even_grid(
             f"{counted(int((~known).sum()), 'row without a readable time was', 'rows without a readable time were')} left out"
         )
         stamps, values = stamps[known], values[known]
-    if (np.diff(stamps) < np.timedelta64(0)).any():
+    if (np.diff(stamps) < np.timedelta64(0, "ns")).any():
         order = np.argsort(stamps, kind="stable")
         stamps, values = stamps[order], values[order]
         notes.append("rows were not in order of time; they were sorted")
@@ -122,7 +122,7 @@ def _wavering(
 
 def _averaged(stamps: NDArray[Any], values: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Sorted rows with each time once, the mean of those that share it."""
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > np.timedelta64(0)]))
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(stamps) > np.timedelta64(0, "ns")]))
     known = np.isfinite(values)
     total = np.add.reduceat(np.where(known, values, 0), starts, axis=0)
     count = np.add.reduceat(known.astype(np.int64), starts, axis=0)
@@ -157,7 +157,7 @@ def _average_repeated(
     stamps: NDArray[Any], values: NDArray[np.float64], notes: list[str]
 ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]:
     """Sorted rows with each time once; and the times that were there more than once."""
-    first = np.concatenate([[True], np.diff(stamps) > np.timedelta64(0)])
+    first = np.concatenate([[True], np.diff(stamps) > np.timedelta64(0, "ns")])
     repeated = np.unique(stamps[~first])
     if first.all():
         return stamps, values, repeated

@@ -73,7 +73,7 @@ def times_of(names: list[Any]) -> NDArray[Any] | None:
     text = pd.Series([re.sub(r"^(\d{1,2})\.(?=\d{4}$)", r"\1-", str(name).strip()) for name in names], dtype="string")
     is_date = np.array([is_time(name) for name in text], bool)
     is_year = text.str.fullmatch(r"[12]\d{3}").to_numpy(bool)
-    stamps = np.full(len(text), np.datetime64("NaT"), "datetime64[ns]")
+    stamps = np.full(len(text), "NaT", "datetime64[ns]")
     if is_date.sum() >= MIN_TIMES:
         reading = recognise_times(text[is_date])
         if reading is None or reading.is_open or reading.has_zone:

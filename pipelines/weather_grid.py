@@ -182,7 +182,7 @@ def _at_valid_times(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset
     if runs is None or name is None or "valid_time" in dataset.dims or dataset.coords[runs].dtype.kind != "M":
         return dataset
     span = lead_spans(dataset.coords[name])
-    if span is None or not span > np.timedelta64(0):
+    if span is None or not span > np.timedelta64(0, "ns"):
         return dataset
     notes.append(f"these are forecasts of {span / np.timedelta64(1, 'h'):g} h; their times are the valid ones")
     return dataset.drop_vars(name).assign_coords({runs: dataset.coords[runs] + span})

@@ -1,9 +1,9 @@
 """The unit of work of `encode`: a chunk of files becomes a list of vectors (outer ring; any
 engine can run it anywhere).
 
-Files are decoded ahead of the backbone by threads, in order; maps of one shape are batched across files. Which maps
-share a batch depends on the files alone, never on timing, so the same chunk gives the same bytes. A long file is read
-piece by piece; no more than `batches.MAX_PENDING` numbers wait for the backbone.
+Files are decoded ahead of the backbone, in parallel and in order (decoders.py); maps of one shape are batched across
+files. Which maps share a batch depends on the files alone, never on timing, so the same chunk gives the same bytes. A
+long file is read piece by piece; no more than `batches.MAX_PENDING` numbers wait for the backbone.
 
 Shapes: B maps of a batch, C channels, H rows, W columns, D width of a vector.
 """
@@ -12,29 +12,31 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from unipercept.decoders import Answer, Decoders
 from unipercept.devices import on_cpu
-from unipercept.embedding import EmbeddingMap
 from unipercept.errors import MESSAGE_LIMIT, InputError, UniperceptError, WeightsError, one_line
 from unipercept.model_cards import ModelCard, check_model_name, model_card, model_for
 from unipercept.models import Model, load_model
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.base import PerceptionModel, Pipeline, unit_vector
-from unipercept.pipelines.batches import BATCH_SIZE, Batches
+from unipercept.pipelines.batches import BATCH_SIZE, Batches, Maps
 from unipercept.pipelines.detect import check_input, detect_modality
-from unipercept.processors import decoding_pool, n_decoders
 
 AUTO = "auto"
 HASH_BLOCK = 1 << 20  # bytes
+FEW_NUMBERS = 1 << 22  # of a file's maps, all together: what a decoding process hands over, 16 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,6 @@ class FailedFile:
     is_final: bool
 
 
-@on_cpu
 def encode_chunk(
     paths: Sequence[str],
     settings: EncodeSettings,
@@ -97,21 +98,35 @@ def encode_chunk(
     Args:
         on_file: called with each path once it has been read.
         on_share: called with the share of a long file that has been read.
-        n_workers: decoding threads; by default `n_decoders()`. Changes no result.
+        n_workers: decoding threads; by default as many as pay (decoders.py). Changes no result.
 
     Raises:
         WeightsError: the model cannot be obtained at all. A bad file raises nothing: it becomes a `FailedFile`.
     """
+    with Decoders(len(paths), n_workers) as decoders:
+        return next(encode_chunks([paths], settings, decoders, on_file=on_file, on_share=on_share))
+
+
+def encode_chunks(
+    chunks: Iterable[Sequence[str]],
+    settings: EncodeSettings,
+    decoders: Decoders,
+    *,
+    on_file: Callable[[str], object] | None = None,
+    on_share: Callable[[float], object] | None = None,
+) -> Iterator[list[EncodedFile | FailedFile]]:
+    """As `encode_chunk`, for each of several chunks; the next ones are being decoded when one is done."""
     vectors: list[_FileVector | FailedFile] = []
     encoder = _Encoder(settings)
-    n_workers = n_workers or n_decoders()
-    with decoding_pool(n_workers) as pool:
-        for opened in _decode_ahead(paths, settings, pool, ahead=2 * n_workers):
-            vectors.append(opened if isinstance(opened, FailedFile) else _collect(opened, encoder, pool, on_share))
-            if on_file:
-                on_file(opened.path)
-        encoder.batches.flush()
-    return [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
+    for opened in _decode_ahead(chunks, settings, decoders):
+        if opened is None:
+            encoder.flush()
+            yield [vector if isinstance(vector, FailedFile) else vector.finish() for vector in vectors]
+            vectors = []
+            continue
+        vectors.append(opened if isinstance(opened, FailedFile) else encoder.collect(opened, decoders, on_share))
+        if on_file:
+            on_file(opened.path)
 
 
 @dataclass
@@ -121,20 +136,29 @@ class _Opened:
     path: str
     modality: str
     content_hash: str
-    first: EmbeddingMap
-    rest: Iterator[EmbeddingMap]
+    first: Maps
+    rest: Iterator[Maps]
     count: int | None  # of all maps, where the file says it
+    is_read: bool = False  # whole, so that `rest` takes no time
 
 
 def _decode_ahead(
-    paths: Sequence[str], settings: EncodeSettings, pool: ThreadPoolExecutor, ahead: int
-) -> Iterator[_Opened | FailedFile]:
+    chunks: Iterable[Sequence[str]], settings: EncodeSettings, decoders: Decoders
+) -> Iterator[_Opened | FailedFile | None]:
+    """The files in order, and None at the end of each chunk."""
     pipelines = _Pipelines(model_card(settings.model))
-    remaining = iter(paths)
-    pending = deque(pool.submit(_open, path, settings, pipelines) for path in islice(remaining, ahead))
+
+    def submit() -> Iterator[Future[_Opened | FailedFile] | None]:
+        for chunk in chunks:
+            yield from (decoders.submit(_open, path, settings, pipelines, decoders) for path in chunk)
+            yield None
+
+    submitted = submit()
+    pending = deque(islice(submitted, 2 * decoders.n_workers))
     while pending:
-        opened = pending.popleft().result()
-        pending.extend(pool.submit(_open, path, settings, pipelines) for path in islice(remaining, 1))
+        future = pending.popleft()
+        opened = None if future is None else future.result()
+        pending.extend(islice(submitted, 1))
         yield opened
 
 
@@ -170,15 +194,19 @@ class _Pipelines(dict[str, Pipeline[Any]]):
         return self[modality]
 
 
-def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines) -> _Opened | FailedFile:
+def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines, decoders: Decoders) -> _Opened | FailedFile:
     digest = ""
     try:
-        digest = content_hash(path)
-        modality = detect_modality(path) if settings.modality == AUTO else settings.modality
-        pipeline = pipelines[modality]
-        raw = pipeline.read(path)
-        maps = map(pipeline.embed, pipeline.split(raw))
-        first = next(maps, None)
+        answer = decoders.apart(decode_small, path, settings.model, settings.modality)
+        if answer is not None:
+            return _opened(path, answer)
+        with decoders.in_thread():
+            digest = content_hash(path)
+            modality = detect_modality(path) if settings.modality == AUTO else settings.modality
+            pipeline = pipelines[modality]
+            raw = pipeline.read(path)
+            maps = map(pipeline.embed, pipeline.split(raw))
+            first = next(maps, None)
         if first is None:
             raise InputError(f"nothing to encode: {path} gave no map")
         return _Opened(path, modality, digest, first, maps, pipeline.count(raw))
@@ -186,27 +214,59 @@ def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines) -> _Opened
         return _failed(path, digest, error)
 
 
-def _collect(
-    opened: _Opened, encoder: _Encoder, pool: ThreadPoolExecutor, on_share: Callable[[float], object] | None
-) -> _FileVector | FailedFile:
-    vector = _FileVector(opened.path, opened.modality, opened.content_hash)
-    emap: EmbeddingMap | None = opened.first
-    done = 0
-    try:
-        while emap is not None:
-            following = pool.submit(next, opened.rest, None)  # decoded while the backbone works on this one
-            try:
-                encoder.add(vector, emap)
-            finally:
-                emap = following.result()
-            done += 1
-            if on_share and opened.count:
-                on_share(min(1.0, done / opened.count))
-    except WeightsError:
-        raise
-    except Exception as error:  # as above
-        return _failed(opened.path, opened.content_hash, error)
-    return vector
+@dataclass(frozen=True)
+class _ReadMap:
+    """The numbers of a map that another process has made: BxCxHxW, and B shares of real input."""
+
+    tensor: Tensor
+    shares: Tensor
+
+    def real_share(self) -> Tensor:
+        return self.shares
+
+
+def decode_small(path: str, model: str, modality: str) -> Answer | None:
+    """A file with all of its maps, if these are few, for `_opened` in another process; else None."""
+    digest = content_hash(path)
+    modality = detect_modality(path) if modality == AUTO else modality
+    pipeline = _pipelines_for(model)[modality]
+    raw = pipeline.read(path)
+    count = pipeline.count(raw)
+    arrays, n_numbers = [], 0
+    for piece in pipeline.split(raw):
+        emap = pipeline.embed(piece)
+        arrays += [emap.tensor.numpy(), emap.real_share().numpy()]
+        n_numbers += emap.tensor.numel()
+        if max(n_numbers, emap.tensor.numel() * (count or 1)) > FEW_NUMBERS:
+            return None
+    return Answer([modality, digest, count], arrays) if arrays else None
+
+
+@cache
+def _pipelines_for(model: str) -> _Pipelines:
+    return _Pipelines(model_card(model))
+
+
+def _opened(path: str, answer: Answer) -> _Opened:
+    numbers = map(torch.from_numpy, answer.arrays)
+    maps = (_ReadMap(tensor, shares) for tensor, shares in zip(numbers, numbers, strict=True))
+    modality, digest, count = answer.value
+    return _Opened(path, modality, digest, next(maps), maps, count, is_read=True)
+
+
+def _maps(opened: _Opened, decoders: Decoders) -> Iterator[Maps]:
+    """All maps of a file; the next one is decoded while the backbone works on the one before."""
+    emap: Maps | None = opened.first
+    if opened.is_read:
+        yield opened.first
+        yield from opened.rest
+        return
+    while emap is not None:
+        following = decoders.submit(next, opened.rest, None)
+        try:
+            yield emap
+        finally:
+            emap = following.result()
 
 
 def _failed(path: str, digest: str, error: Exception) -> FailedFile:
@@ -247,12 +307,34 @@ class _Encoder:
 
     def __init__(self, settings: EncodeSettings) -> None:
         self.settings = settings
-        self.batches: Batches[str, _FileVector] = Batches(self._run, settings.batch_size)
+        self._batches: Batches[str, _FileVector] = Batches(self._run, settings.batch_size)
 
-    def add(self, vector: _FileVector, emap: EmbeddingMap) -> None:
+    @on_cpu
+    def collect(
+        self, opened: _Opened, decoders: Decoders, on_share: Callable[[float], object] | None
+    ) -> _FileVector | FailedFile:
+        """The vector of a file, all maps of which have been added."""
+        vector = _FileVector(opened.path, opened.modality, opened.content_hash)
+        try:
+            for done, emap in enumerate(_maps(opened, decoders)):
+                self._add(vector, emap)
+                if on_share and opened.count:
+                    on_share(min(1.0, (done + 1) / opened.count))
+        except WeightsError:
+            raise
+        except Exception as error:  # as above
+            return _failed(opened.path, opened.content_hash, error)
+        return vector
+
+    @on_cpu
+    def flush(self) -> None:
+        """Run what still waits for its batch."""
+        self._batches.flush()
+
+    def _add(self, vector: _FileVector, emap: Maps) -> None:
         name = model_for(self.settings.model, vector.modality)
         self._model(name, emap.tensor.shape[1])  # if it cannot take so many channels, only this file fails
-        self.batches.add(name, vector, emap)
+        self._batches.add(name, vector, emap)
 
     def _run(self, name: str, maps: Tensor, owners: list[tuple[_FileVector, float]]) -> None:
         model = self._model(name, maps.shape[1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from unipercept import __version__
 from unipercept.atomic import atomic_path
+from unipercept.decoders import Decoders
 from unipercept.devices import resolve_device
-from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunk
+from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunks
 from unipercept.errors import InputError, as_text, counted
 from unipercept.model_cards import fingerprint, model_card
 from unipercept.pipelines.detect import is_zarr
@@ -82,25 +84,38 @@ def encode_files(
     _check_nothing_is_lost(output, paths)
     if on_start:
         on_start(len(paths))
-    failures: list[tuple[str, str]] = []
-    n_encoded = n_reused = 0
     dim = model_card(settings.model).dim
     chunks = [paths[start : start + files_per_part] for start in range(0, len(paths), files_per_part)]
-    for index, chunk in enumerate(chunks):
-        part = output / f"part-{index:05d}.parquet"
-        record = _reusable(part, chunk, on_file) if resume else None
-        if record is None:
-            record = _write_part(part, encode_chunk(chunk, settings, on_file=on_file, on_share=on_share), dim)
-            n_encoded += len(record["files"])
-        else:
-            n_reused += len(record["files"])
-        new_failures = [(failed["path"], failed["error"]) for failed in record["failures"]]
-        failures += new_failures
-        if new_failures:
-            _write_failures(output, failures)
-    _write_failures(output, failures)
+    parts = [output / f"part-{index:05d}.parquet" for index in range(len(chunks))]
+    made: dict[Path, dict[str, Any]] = {}
+    reused: dict[Path, dict[str, Any]] = {}
+    in_progress: deque[Path] = deque()
+
+    def to_do() -> Iterator[list[str]]:
+        for part, chunk in zip(parts, chunks, strict=True):
+            record = _reusable(part, chunk, on_file) if resume else None
+            if record is not None:
+                reused[part] = record
+                continue
+            in_progress.append(part)
+            yield chunk
+
+    def failures() -> list[tuple[str, str]]:
+        known = made | reused
+        return [
+            (failed["path"], failed["error"]) for part in parts if part in known for failed in known[part]["failures"]
+        ]
+
+    with Decoders(len(paths)) as decoders:
+        for vectors in encode_chunks(to_do(), settings, decoders, on_file=on_file, on_share=on_share):
+            part = in_progress.popleft()
+            made[part] = _write_part(part, vectors, dim)
+            if made[part]["failures"]:
+                _write_failures(output, failures())
+    _write_failures(output, failures())
     _remove_leftovers(output, n_parts=len(chunks))
-    return EncodeSummary(output, len(paths), n_encoded, n_reused, tuple(failures))
+    n_encoded, n_reused = (sum(len(record["files"]) for record in records.values()) for records in (made, reused))
+    return EncodeSummary(output, len(paths), n_encoded, n_reused, tuple(failures()))
 
 
 def list_inputs(inputs: Sequence[str | Path], *, skip: Path | None = None) -> list[str]:

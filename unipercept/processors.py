@@ -1,37 +1,8 @@
-"""The number of usable processors, and a pool of decoding threads that keeps torch's thread count."""
+"""The number of usable processors."""
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-
-# More threads wait for the interpreter's lock, and the one that feeds the network with them: small pictures are encoded
-# on a GPU at 302, 288 and 188 files/s with 4, 8 and 16 (benchmarks/results/encode_throughput.md).
-MOST_DECODERS = 8
 
 
 def n_processors() -> int:
     """Processors that this process may use; in containers and batch systems often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def n_decoders() -> int:
-    """Threads that decode files: the processors, up to MOST_DECODERS."""
-    return min(n_processors(), MOST_DECODERS)
-
-
-@contextmanager
-def decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in which torch is single-threaded: each would otherwise start as
-    many threads as the backbone.
-    """
-    import torch
-
-    n_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(n_workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        # set_num_threads in a worker also sets the default of threads that have not used torch yet, such as this one.
-        torch.set_num_threads(n_threads)

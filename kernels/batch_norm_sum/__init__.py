@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.batch_norm_sum.reference import batch_norm_sum_backward_reference, batch_norm_sum_reference
-from unipercept.kernels.dispatch import choose, is_forced, why_no_triton
+from unipercept.kernels.dispatch import check_no_tangent, choose, is_forced, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_TERMS = 6  # that the GPU kernels take: those of a dilated block
@@ -55,6 +55,7 @@ def batch_norm_sum(
         InputError: shapes or devices that do not fit, a single value a channel, or an
             implementation that cannot run here.
     """
+    check_no_tangent("batch_norm_sum", xs[0])
     first = xs[0]
     if first.ndim != 4 or any(x.shape != first.shape or x.dtype != first.dtype or x.device != first.device for x in xs):
         shapes = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in xs)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.branch_norm_sum.reference import branch_norm_sum_backward_reference, branch_norm_sum_reference
-from unipercept.kernels.dispatch import asked_for, choose
+from unipercept.kernels.dispatch import asked_for, check_no_tangent, choose
 
 
 def branch_norm_sum(
@@ -55,6 +55,7 @@ def branch_norm_sum(
     """
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    check_no_tangent("branch_norm_sum", x)
     _check(x, weights, scales, shifts, dilations)
     output: tuple[Tensor, Tensor, Tensor, Tensor] = _operator(
         x, list(weights), scales, shifts, list(dilations), eps, implementation or ""

@@ -133,16 +133,13 @@ def launch_of(size: Size, index: int) -> tuple[cuda.Kernel, Plan] | None:
     plan = plan_of(size, limits_of(index).multiprocessors)
     if plan is None:
         return None
-    kernel = _kernel(size, plan, index)
-    if plan.ranks > 1 and kernel.clusters_at_once(plan.ranks, plan.threads) < plan.blocks(size) // plan.ranks:
-        return None
+    name, device = "conv_norm_few_cells", torch.device("cuda", index)
+    defines, shared = defines_of(size, plan), plan.shared_bytes(size)
+    with torch.cuda.device(device):  # `why_not` asks before the launch makes it current
+        kernel = cuda.kernel(PACKAGE, FILES, name, defines, shared, device, overlapping=True)
+        if plan.ranks > 1 and kernel.clusters_at_once(plan.ranks, plan.threads) < plan.blocks(size) // plan.ranks:
+            return None
     return kernel, plan
-
-
-def _kernel(size: Size, plan: Plan, index: int) -> cuda.Kernel:
-    device = torch.device("cuda", index)
-    bytes_ = plan.shared_bytes(size)
-    return cuda.kernel(PACKAGE, FILES, "conv_norm_few_cells", defines_of(size, plan), bytes_, device, overlapping=True)
 
 
 def conv_norm2d_few_cells(

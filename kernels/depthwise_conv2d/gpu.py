@@ -215,13 +215,13 @@ def forward_gpu(
     tile: AnyTile | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution, with flipped taps if `flip`, and if `pool` the sums BxC over its map."""
-    x, weight = laid_out(x), _aligned(weight.contiguous())
-    bias = None if bias is None else _aligned(bias.contiguous())
     if channels_last is None:
         channels_last = _is_channels_last(x)
+    x, weight = laid_out(x), _aligned(weight.contiguous())
+    bias = None if bias is None else _aligned(bias.contiguous())
     batch, channels = x.shape[:2]
-    output = torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     problem = problem_of(x, (weight.shape[-2], weight.shape[-1]), dilation, padding, channels_last)
+    output = torch.empty_like(x, memory_format=_format(problem.channels_last_out))
     with torch.cuda.device(x.device):
         launch = _forward_launch(problem, batch, channels, x.device.index, tile)
         sums = x.new_empty(launch.plan.parts, batch, channels, dtype=torch.float32) if pool else None
@@ -240,7 +240,8 @@ def forward_gpu(
         launch.kernel(launch.plan.blocks, launch.plan.threads, *arguments)
     if sums is not None:
         sums = sums[0] if len(sums) == 1 else sums.sum(dim=0)
-    return output, sums
+    # Copied where the kernels do not write the layout that was asked for: channels-last takes groups of eight channels.
+    return output.contiguous(memory_format=_format(channels_last)), sums
 
 
 def tile_in_use(operation: str, problem: Problem, batch: int, channels: int, index: int) -> AnyTile:
@@ -319,6 +320,10 @@ def laid_out(x: Tensor) -> Tensor:
 def _aligned(x: Tensor) -> Tensor:
     """`x`, or where a view begins at an address that vectors cannot be read from, a copy."""
     return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _is_channels_last(x: Tensor) -> bool:

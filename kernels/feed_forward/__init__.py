@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.cast import cast_together, pack, packed_size, unpacked
-from unipercept.kernels.dispatch import call, choose, is_forced, why_no_triton
+from unipercept.kernels.dispatch import call, check_no_tangent, choose, is_forced, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Norm,
@@ -94,6 +94,7 @@ def feed_forward_train(
         InputError: as for `feed_forward`.
     """
     y, sums, weights = _prepare(y, sums, (se_down_w, se_down_b, se_up_w, se_up_b, w1, b1, gamma, beta, w2, b2))
+    check_no_tangent("feed_forward_train", y)
     output: Tensor = _training(y, sums, *weights, None, None, 0.0, implementation)[0]
     return output
 
@@ -126,6 +127,7 @@ def normed_feed_forward_train(
             )
     if x.numel() <= x.shape[3]:
         raise InputError(f"batch statistics need more than one value a channel, got a map {_shape(x)}")
+    check_no_tangent("normed_feed_forward_train", x)
     found = _training(x, None, *weights, norm_weight, norm_bias, eps, implementation)
     return found[0], found[-3], found[-2]
 

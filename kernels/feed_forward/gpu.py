@@ -24,6 +24,7 @@ from unipercept.kernels.feed_forward import gpu_kernels as kernels
 from unipercept.kernels.feed_forward.gpu_tiles import (
     Product,
     Tile,
+    default_tile,
     grid,
     images_touched,
     shared_bytes_of,
@@ -40,6 +41,7 @@ MOST_SPLITS = 16  # of a map: gate_kernel loads the sums of all at once
 FACTOR_ELEMENTS = 8192  # of the sums that a program of factor_kernel loads at a time
 WIDEST = 64  # columns of a program that passes over a map
 PASS_ROWS, PASS_LONGEST = 16, 208  # rows that it takes at a time, and in all
+MOST_PASSED_IMAGES = 65_535  # of `activate`: they lie along a grid's third dimension
 GATE_BYTES = 16384  # of the tile of weights that a program of gate_kernel loads at a time
 
 
@@ -200,6 +202,8 @@ def expand(y: Tensor, gate: Tensor, weights: Weights, tile: Tile | None = None) 
     if tile is None:
         product = Product("expand", n, channels, size, y.dtype)
         tile = shrunk(tile_for(product, y.device), product, batch)
+        if tile.library and batch > MOST_PASSED_IMAGES:
+            tile = default_tile(product, shared_bytes_of(y.device))
     hopper = gpu_hopper.takes_expand(y, n)
     if hopper:
         tile = replace(tile, rows=gpu_hopper.ROWS, flat=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import choose, why_no_triton
+from unipercept.kernels.dispatch import check_no_tangent, choose, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS, MAX_WIDTH = 7, 256  # of the input and of the result
@@ -41,6 +41,7 @@ def image_conv2d(x: Tensor, w: Tensor, *, implementation: str | None = None) -> 
             f"image_conv2d needs x BxCxHxW and w DxCx3x3 of its type and device, got {tuple(x.shape)} in {x.dtype} and "
             f"{tuple(w.shape)} in {w.dtype}"
         )
+    check_no_tangent("image_conv2d", x)
     output: Tensor = _operator(x, w, implementation or "")
     return output
 

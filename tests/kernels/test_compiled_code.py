@@ -7,7 +7,7 @@ import torch
 
 from unipercept import doctor, download
 from unipercept.errors import WeightsError
-from unipercept.kernels import layer_norm2d, llvm
+from unipercept.kernels import cuda, layer_norm2d, llvm
 from unipercept.kernels.compiled_code import kept
 from unipercept.kernels.layer_norm2d import cpu
 from unipercept.kernels.measured import Measured
@@ -71,3 +71,17 @@ def test_a_cpu_kernel_that_was_kept_gives_the_same_bits(folder, monkeypatch):
         monkeypatch.setattr(llvm, "_machine_code", lambda text: pytest.fail("it is there"))
     assert files[0] == files[1] != set()
     assert torch.equal(*results)
+
+
+def test_who_waits_for_the_compiler_is_told_so_once(folder, monkeypatch, caplog):
+    """And nobody for a kernel or two."""
+    monkeypatch.setattr(cuda, "nvrtc_version", lambda: "13.0")
+    monkeypatch.setattr(cuda, "compile_source", lambda *_: b"code")
+    monkeypatch.setattr(cuda, "_seconds_compiling", 0.0)
+    cuda._say_waiting.cache_clear()
+    for seconds, said in ((0.0, 0), (cuda.SILENT_SECONDS / 2, 0), (2 * cuda.SILENT_SECONDS, 1), (9.0, 1)):
+        monkeypatch.setattr(cuda, "_seconds_compiling", seconds)
+        cuda.compiled("unipercept.kernels.adamw", ["cuda/adamw.cu"], {"seconds": str(seconds)}, "sm_90")
+        assert [record.message for record in caplog.records] == [
+            f"compiling GPU kernels, on first use alone: they are kept in {folder}"
+        ] * said

@@ -267,3 +267,18 @@ def test_more_elements_than_32_bits_count():
     y = depthwise_conv2d(x, weight)
     assert y[-1, -1, -2:, -2:].flatten().tolist() == [8, 7, 5, 4]
     assert float(y.float().abs().sum()) == 24
+
+
+@pytest.mark.parametrize("channels", [7, 16])
+@pytest.mark.parametrize("input_last", [True, False])
+@pytest.mark.parametrize("channels_last", [None, True, False])
+def test_the_result_has_the_layout_that_is_asked_for_whatever_the_channels(channels_last, input_last, channels):
+    """Seven were written one layout's way into the other's memory."""
+    memory = torch.channels_last if input_last else torch.contiguous_format
+    x = torch.randn(2, channels, 14, 14, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=memory)
+    weight = torch.randn(channels, 1, 13, 13, device="cuda", dtype=torch.bfloat16)
+    wanted = input_last if channels_last is None else channels_last
+    found = depthwise_conv2d(x, weight, channels_last=channels_last, implementation="gpu")
+    assert found.is_contiguous(memory_format=torch.channels_last if wanted else torch.contiguous_format)
+    exact = depthwise_conv2d(x.double(), weight.double(), implementation="reference")
+    assert (found.double() - exact).norm() < 2.0**-8 * exact.norm()

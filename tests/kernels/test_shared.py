@@ -10,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from unipercept.blocks import Block
-from unipercept.kernels import dispatch
+from unipercept.errors import InputError
+from unipercept.kernels import depthwise_conv2d, dispatch, layer_norm2d
+from unipercept.kernels.batch_norm_sum import batch_norm_sum
 from unipercept.kernels.cast import STEP, cast_together, pack, packed_size
 from unipercept.kernels.dispatch import plain_reference, watch
 from unipercept.kernels.measured import Measured, search
@@ -171,3 +174,25 @@ def test_nothing_is_collected_during_a_capture(collects, monkeypatch):
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+def test_forward_mode_gradients_are_not_dropped():
+    """Operators of torch.library would give none, without a word."""
+    x, pushed, direction, weight = *(torch.randn(2, 8, 6, 6) for _ in range(3)), torch.randn(8, 1, 3, 3)
+    ones, zeros = torch.ones(8), torch.zeros(8)
+
+    def run(x, implementation=None):
+        return layer_norm2d(depthwise_conv2d(x, weight, implementation=implementation), ones, zeros)
+
+    inputs = x.requires_grad_()
+    (back,) = torch.autograd.grad(run(inputs), inputs, direction)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.detach(), pushed)
+        along = forward_ad.unpack_dual(run(dual)).tangent
+        assert along is not None
+        assert torch.allclose((along * direction).sum(), (back * pushed).sum(), rtol=1e-4)
+        with pytest.raises(InputError, match="no forward-mode gradients"):
+            run(dual, "cpu")
+        with pytest.raises(InputError, match="no forward-mode gradients"):
+            batch_norm_sum([dual], ones[None], zeros[None])
+        batch_norm_sum([pushed], ones[None], zeros[None])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unipercept.datasets.base import LabelledSet, Sound
+from unipercept.decoders import Answer, Decoders
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, UniperceptError, import_optional, one_line
 from unipercept.perception.settings import MapSettings
@@ -33,7 +35,6 @@ from unipercept.pipelines.picture import Picture
 from unipercept.pipelines.pointcloud import DEFAULT_VIEWS, Cloud, chosen_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius
 from unipercept.pipelines.video import Clip
-from unipercept.processors import decoding_pool, n_decoders
 
 MAX_WINDOWS = 8  # of one recording, in training and evaluation; evenly spread over a longer one
 SOUNDS_LOOKED_AT = 64  # for the window and the rate of a set
@@ -144,13 +145,19 @@ def decode(
     Raises:
         InputError: more fail; the line names the first one.
     """
-    pipe = make_pipeline(settings)
-    if settings.modality == "pointcloud" and isinstance(samples.read(0), Path):
+    pipe, described = make_pipeline(settings), settings.to_json()
+    in_files = isinstance(samples.read(0), Path)
+    if settings.modality == "pointcloud" and in_files:
         import_optional("open3d", extra="pointcloud")  # before the threads would import it concurrently
 
     def one(position: int) -> list[tuple[NDArray[Any], int]] | str:
         try:
-            return pack(pipe, samples.read(position), settings)
+            recording = samples.read(position)
+            answer = decoders.apart(pack_file, str(recording), described) if in_files else None
+            if answer is not None:
+                return list(zip(answer.arrays, answer.value, strict=True))
+            with decoders.in_thread():
+                return pack(pipe, recording, settings)
         except (UniperceptError, OSError) as error:
             return one_line(error)
 
@@ -158,8 +165,8 @@ def decode(
     recording: list[int] = []
     kept: list[int] = []
     skipped: list[tuple[str, str]] = []
-    with decoding_pool(n_decoders()) as pool:
-        for position, made in enumerate(pool.map(one, range(len(samples)))):
+    with Decoders(len(samples) if in_files else 0) as decoders:
+        for position, made in enumerate(decoders.map(one, range(len(samples)))):
             if isinstance(made, str):
                 skipped.append((samples.ids[position], made))
             else:
@@ -205,6 +212,21 @@ def pack(pipe: Pipeline[Any], recording: Any, settings: MapSettings) -> list[tup
         length = settings.pipeline_config().window_length
         return [_padded(piece.samples.numpy(), length) for piece in pieces]
     return [(as_bytes(pipe.embed(piece)), 1) for piece in pieces]
+
+
+def pack_file(path: str, described: str) -> Answer:
+    """`pack` of a file in another process: arrays, and the numbers of real samples.
+
+    Args:
+        described: `MapSettings.to_json()`.
+    """
+    items = pack(_pipeline_of(described), Path(path), MapSettings.from_json(described))
+    return Answer([length for _, length in items], [values for values, _ in items])
+
+
+@cache
+def _pipeline_of(described: str) -> Pipeline[Any]:
+    return make_pipeline(MapSettings.from_json(described))
 
 
 def to_raw(pipe: Pipeline[Any], recording: Any, modality: str) -> Any:

@@ -56,19 +56,19 @@ def preserved_randomness(seed: int | None = None) -> Iterator[None]:
     accelerator for its generators, 0.1 ms on a CPU.
     """
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - as above
-    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    cuda = torch.cuda.get_rng_state() if has_cuda else None
+    generators = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    cuda = [generator.get_state() for generator in generators]  # of all GPUs: a draw may be on another than the current
     if seed is not None:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
         torch.default_generator.manual_seed(seed)
-        if has_cuda:
-            torch.cuda.manual_seed(seed)
+        for generator in generators:
+            generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002 - as above
         torch.set_rng_state(pytorch)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda)
+        for generator, state in zip(generators, cuda, strict=True):
+            generator.set_state(state)
