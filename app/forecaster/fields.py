@@ -85,6 +85,19 @@ def doubtful_units(dataset: xarray.Dataset) -> list[str]:
     return [sentence for sentence in found if sentence is not None]
 
 
+def sums_since_start(forecast: xarray.Dataset) -> list[str]:
+    """A sentence where the precipitation of forecasts from `open_fields` never falls from lead to lead: then it is the
+    sum since their start, and not that of a step, as analyses have it.
+    """
+    if "tp" not in forecast or forecast.sizes.get(LEAD, 0) < 3:
+        return []
+    first = {d: 0 for d in ("number", "time") if d in forecast["tp"].dims}
+    rain = forecast["tp"].isel(first).sortby(LEAD).transpose(LEAD, ...).values
+    if not ((np.diff(rain, axis=0) >= 0).all() and (rain[-1] > rain[0]).any()):
+        return []
+    return ["tp never falls from lead to lead, so it is a sum since the start; score the differences between leads"]
+
+
 def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
     """One channel of a dataset from `open_fields`, without the level.
 
