@@ -175,6 +175,8 @@ def _with_spans(dataset: xarray.Dataset, source: str) -> xarray.Dataset:
 
 def _check_unique(dataset: xarray.Dataset, source: str) -> None:
     for name, words in (("time", "times"), (LEAD, "leads")):
+        if name in dataset.indexes and dataset.indexes[name].hasnans:
+            raise InputError(f"{source} has fields without a {words.removesuffix('s')}; drop them")
         if name in dataset.indexes and not dataset.indexes[name].is_unique:
             repeated = dataset.indexes[name][dataset.indexes[name].duplicated()][0]
             raise InputError(f"{source} repeats some of its {words}, such as {repeated}; drop what comes twice")
