@@ -72,10 +72,11 @@ def train(
     """Train a cascade: single steps, growing rollouts, then a second stage on the first one's forecasts."""
     from unipercept.app.forecaster.frames import Frames
     from unipercept.app.forecaster.recipe import standard_recipe, train_cascade
+    from unipercept.app.forecaster.windows import slow_reading
 
     frames = Frames(data, None if channels is None else _words(channels))
     _say_notes(frames)
-    for doubt in frames.doubts():
+    for doubt in filter(None, (*frames.doubts(), slow_reading(frames))):
         typer.echo(f"warning: {doubt}", err=True)
     spans = _spans(frames, period, validation)
     network = {} if width is None else {"width": width}

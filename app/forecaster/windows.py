@@ -29,6 +29,7 @@ from unipercept.errors import InputError
 from unipercept.train.distributed import Processes
 
 MAX_CACHE_BYTES = 8 << 30  # a period that fits is kept in memory, normalised
+FEW_TIMES = 4  # that a chunk of a store may hold, of which a sample needs three or more
 ROLLED_BYTES = 1 << 30  # of states that are forecast together
 
 
@@ -360,6 +361,18 @@ class ForcingTable:
         nothing = torch.zeros(len(times), 0)
         season = seasonal(times) if self._seasonal else nothing
         return season, solar_fields(times, self._grid.latitude, self._grid.longitude) if self._solar else nothing
+
+
+def slow_reading(frames: Frames) -> str | None:
+    """A sentence where samples will be read from a store whose chunks hold many times; None where they will not."""
+    fields = (frames.fields.dataset[channel.variable] for channel in frames.fields.channels)
+    n_times = max(int((field.encoding.get("preferred_chunks") or {}).get("time", 1)) for field in fields)
+    if n_times <= FEW_TIMES or StateTable.n_bytes(frames) <= MAX_CACHE_BYTES:
+        return None
+    return (
+        f"the chunks of {frames.source} hold {n_times} times, all of which are read for each sample; "
+        "rechunk it to one time a chunk"
+    )
 
 
 def window_starts(frames: Frames, model: ForecastModel, span: slice, length: int, stride: int) -> NDArray[np.int64]:

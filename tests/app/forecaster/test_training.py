@@ -175,6 +175,18 @@ def test_states_read_by_workers_train_the_same_bits(tmp_path: Path, monkeypatch:
     assert json.loads((tmp_path / "stream" / "00-one-step" / "config.json").read_text())["num_workers"] == 1
 
 
+def test_a_store_whose_chunks_hold_many_times_is_said_to_be_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, n_times in (("many", 8), ("one", 1)):
+        waves(24).chunk(time=n_times).to_zarr(tmp_path / name)
+    many, one = (Frames(tmp_path / name, CHANNELS) for name in ("many", "one"))
+    assert windows.slow_reading(many) is None  # it fits memory
+    monkeypatch.setattr(windows, "MAX_CACHE_BYTES", 0)
+    assert "hold 8 times" in str(windows.slow_reading(many))
+    assert windows.slow_reading(one) is None
+
+
 def test_a_window_has_a_gap_that_another_state_makes_up_for(model: ForecastModel) -> None:
     source = waves(12)
     times = source["time"].values.copy()
