@@ -21,6 +21,7 @@ from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Wei
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
+from unipercept.pipelines.weather_units import plain_unit
 
 if TYPE_CHECKING:
     import xarray
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"
 ALL, OVERALL = "all", "overall_"  # how scores over all channels are named in a list of channels, and among variables
 DAY_HOURS = 24.0
+UNKNOWN = "1"  # the unit of fields that state none
 MAX_BLOCK_BYTES = 1 << 30  # of fields in memory, as far as one lead of all forecasts takes less
 
 
@@ -120,6 +122,10 @@ def evaluate(
     if climatology is not None:
         check_same_grid("the climatology", climatology.dataset, truth)
     chosen = shared_channels(list(forecasts.values()), truth, channels)
+    for name, forecast in forecasts.items():
+        _check_units(name, forecast, truth, chosen)
+    if climatology is not None:
+        _check_units("the climatology", climatology.dataset, truth, chosen)
     times, leads = _shared_times(list(forecasts.values()), truth)
     grid = truth["latitude"].values, truth["longitude"].values
     names = [*forecasts, PERSISTENCE, *([CLIMATOLOGY] if climatology else [])]
@@ -257,6 +263,14 @@ def _check_forecast(name: str, forecast: xarray.Dataset, truth: xarray.Dataset) 
     if "number" in truth.dims:
         raise InputError(f"the truth has {truth.sizes['number']} members; give one of them")
     check_same_grid(name, forecast, truth)
+
+
+def _check_units(name: str, fields: xarray.Dataset, truth: xarray.Dataset, channels: Sequence[str]) -> None:
+    """Refuse fields in another unit: those that are known were converted, others came as they are."""
+    for channel in channels:
+        ours, theirs = (str(select_channel(part, channel).attrs.get("units", UNKNOWN)) for part in (fields, truth))
+        if UNKNOWN not in (ours, theirs) and plain_unit(ours) != plain_unit(theirs):
+            raise InputError(f"{channel} is in {ours!r} in {name} and in {theirs!r} in the truth; convert one of them")
 
 
 def _shared_times(forecasts: Sequence[xarray.Dataset], truth: xarray.Dataset) -> tuple[list[Any], list[Any]]:

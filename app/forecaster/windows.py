@@ -9,6 +9,7 @@ Shapes: T input times, N steps, V channels, H rows, W columns.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -113,9 +114,9 @@ class HandOverWindows(Dataset[Window]):
 
     Each window starts `lead` steps after an analysis: its inputs are the cascade's states at steps lead - T + 1 ...
     lead, its targets the analyses after that. All hand-over states are computed when this is made, normalised by
-    `model`, and kept in memory or in a file; several processes share the work and the file. With `first_lead` this is a
-    replay buffer: each window's lead is drawn from there to `lead`, so that one step of training sees states of any age
-    (FengWu, Aurora); make it anew when the model has moved on.
+    `model`, and kept in memory or in a file; the processes of a machine share the work and the file. With `first_lead`
+    this is a replay buffer: each window's lead is drawn from there to `lead`, so that one step of training sees states
+    of any age (FengWu, Aurora); make it anew when the model has moved on.
 
     Args:
         frames, model, n_steps, span, stride: as for `Windows`.
@@ -186,7 +187,8 @@ class HandOverWindows(Dataset[Window]):
     ) -> None:
         """Fill in the normalised hand-over states of this process's share of the windows."""
         mean, std, count = self._windows._mean, self._windows._std, len(self._windows)
-        batches = range(processes.rank * batch_size, count, processes.count * batch_size)
+        rank, n_ranks = _on_this_machine(processes)
+        batches = range(rank * batch_size, count, n_ranks * batch_size)
         for number, start in enumerate(batches, 1):
             part = [self._windows.states(i, 0, self.n_frames) for i in range(start, min(start + batch_size, count))]
             numbers = self._windows.starts[start : start + batch_size] + self._windows._every * (self.n_frames - 1)
@@ -197,11 +199,11 @@ class HandOverWindows(Dataset[Window]):
                 handed[ready] = state.frames.cpu()[ready]
             self.inputs[start : start + len(part)] = (handed - mean) / std
             if on_progress is not None and processes.is_first:
-                on_progress(min(number * processes.count * batch_size, count), count)
+                on_progress(min(number * n_ranks * batch_size, count), count)
 
 
 def _shared_file(path: Path, shape: tuple[int, ...], processes: Processes) -> Tensor:
-    """A float32 tensor in a file that all processes map and nobody can find: the system removes it after the last one.
+    """A float32 tensor in a file that all processes of a machine map: it has no name any more, and goes with the last.
 
     Raises:
         InputError: the disk has no room for it.
@@ -209,14 +211,24 @@ def _shared_file(path: Path, shape: tuple[int, ...], processes: Processes) -> Te
     n_bytes = 4 * math.prod(shape)
     if n_bytes > shutil.disk_usage(path.parent).free:
         raise InputError(f"{path.parent} has no room for {n_bytes / 1e9:.0f} GB of forecasts to start from; make some")
-    if processes.is_first:
+    path = path.with_name(f"{path.name}-{os.environ.get('GROUP_RANK', '0')}")  # machines may share the folder
+    makes_it = _on_this_machine(processes)[0] == 0
+    if makes_it:
         np.memmap(path, np.float32, "w+", shape=shape)
     processes.wait()
     states = torch.from_numpy(np.memmap(path, np.float32, "r+", shape=shape))
     processes.wait()
-    if processes.is_first:
+    if makes_it:
         path.unlink()
     return states
+
+
+def _on_this_machine(processes: Processes) -> tuple[int, int]:
+    """Number of this process among those of its machine, as torchrun says, and how many they are."""
+    if processes.count == 1:
+        return 0, 1
+    known = (os.environ.get("LOCAL_RANK", processes.rank), os.environ.get("LOCAL_WORLD_SIZE", processes.count))
+    return int(known[0]), int(known[1])
 
 
 class StateTable:

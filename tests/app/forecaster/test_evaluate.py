@@ -230,6 +230,18 @@ def test_a_truth_of_one_member_is_taken_and_of_more_refused(truth: xr.Dataset) -
         evaluate({"ours": forecast}, truth.expand_dims(number=[0, 1, 2]))
 
 
+def test_fields_of_unknown_units_are_not_compared_across_them() -> None:
+    """Variables that we know are converted (z in gpm); others come in the unit that their file states."""
+    raw = truth_of(40).isel(level=0, drop=True).rename(geopotential="total_precipitation_6hr")
+    raw["total_precipitation_6hr"].attrs["units"] = "m"
+    leads = {"prediction_timedelta": np.array([6], "timedelta64[h]").astype("timedelta64[ns]")}
+    forecast = raw.isel(time=slice(0, 4)).expand_dims(leads)
+    evaluate({"ours": open_fields(forecast)}, open_fields(raw))
+    forecast["total_precipitation_6hr"].attrs["units"] = "mm"
+    with pytest.raises(InputError, match="is in 'mm' in ours and in 'm' in the truth"):
+        evaluate({"ours": open_fields(forecast)}, open_fields(raw))
+
+
 def test_precipitation_that_never_falls_from_lead_to_lead_is_said_to_be_a_sum() -> None:
     rain = abs(np.random.default_rng(0).normal(size=(2, 4, 4, 8))).astype("f4")
     forecast = forecast_of(truth_of(40), slice(0, 2))
