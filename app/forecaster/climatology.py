@@ -47,6 +47,8 @@ def build_climatology(dataset: xarray.Dataset, channels: Sequence[str] | None = 
     hours = np.unique(_hours(times))
     data = {}
     for name, array in dataset.data_vars.items():
+        if "time" not in array.dims:  # the surface's own geopotential, a land-sea mask
+            continue
         dims = tuple(d for d in array.dims if d != "time")
         data[name] = (("hour", "dayofyear", *dims), _of_variable(array.transpose("time", *dims), times), array.attrs)
     coordinates: dict[Any, Any] = {d: dataset[d] for d in dataset.dims if d != "time"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset, stored_limits
-from unipercept.pipelines.weather_fields import Channel, find_channels
+from unipercept.pipelines.weather_fields import UPPER_AIR, Channel, find_channels
 from unipercept.pipelines.weather_grid import INITIAL_NAMES, LEAD, LEAD_NAMES, canonical_grid, lead_spans
 from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
@@ -191,13 +191,15 @@ def _canonical(dataset: xarray.Dataset, channels: list[Channel], notes: list[str
     for channel in channels:
         of_variable.setdefault(channel.variable, []).append(channel)
     decoded = {name: _decoded(dataset[name], its) for name, its in of_variable.items()}
+    on_levels = {_short_name(channel) for channel in channels if channel.level is not None}
     for channel in channels:
         array = decoded[channel.variable]
         if (channel.factor, channel.offset) != (1.0, 0.0):
             array = array * channel.factor + channel.offset
         array = array.assign_attrs(units=channel.unit)
-        short = channel.name if channel.level is None else channel.name.removesuffix(f"{channel.level:g}")
-        level = _flat_level(channel)
+        short, level = _short_name(channel), _flat_level(channel)
+        if channel.level is None and level is None and short in on_levels:
+            continue  # z of the surface beside z on levels: one name cannot stand for both
         if level is None:
             arrays.setdefault(short, array)
         else:
@@ -241,10 +243,14 @@ def _floating(dtype: Any) -> Any:
     return np.dtype(np.float32) if dtype == np.float32 else np.dtype(np.float64)
 
 
+def _short_name(channel: Channel) -> str:
+    return channel.name if channel.level is None else channel.name.removesuffix(f"{channel.level:g}")
+
+
 def _flat_level(channel: Channel) -> tuple[str, float] | None:
     """The short name and level of a variable that carries its level in its name, or in a scalar coordinate."""
     short = channel.name.rstrip("0123456789.")
-    if channel.level is not None or short not in ("z", "t", "u", "v", "r", "q", "w") or short == channel.name:
+    if channel.level is not None or short not in UPPER_AIR or short == channel.name:
         return None
     return short, float(channel.name[len(short) :])
 
