@@ -100,7 +100,13 @@ def evaluate(
     """
     from unipercept.app.forecaster.evaluate import evaluate as score
     from unipercept.app.forecaster.evaluate import shared_channels
-    from unipercept.app.forecaster.fields import doubtful_units, land_share, open_fields, sums_since_start
+    from unipercept.app.forecaster.fields import (
+        channel_names,
+        doubtful_units,
+        land_share,
+        open_fields,
+        sums_since_start,
+    )
     from unipercept.app.forecaster.humidity import with_humidity
 
     if output is not None and output.suffix not in (".nc", ".csv"):
@@ -123,6 +129,11 @@ def evaluate(
             typer.echo(f"note: {name}: {said}", err=True)
         for doubt in (*doubtful_units(fields), *sums_since_start(fields)):
             typer.echo(f"warning: {name}: {doubt}", err=True)
+    left_out = {name for fields in opened.values() for name in channel_names(fields)} - set(chosen)
+    if channels is None and left_out:
+        typer.echo(
+            f"note: not in the truth or not in every forecast, so not scored: {', '.join(sorted(left_out))}", err=True
+        )
     total = next(iter(opened.values())).sizes.get("time", 1)
     with counting_bar("forecasts", total) as advance:
         result = score(
