@@ -326,6 +326,7 @@ def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = No
     block = np.empty((len(times), len(raw.channels), rows, columns), np.float32)
     first = times[0]
     contiguous = times == tuple(range(first, first + len(times)))
+    levels = raw.dataset["level"].values.astype(np.float64) if "level" in raw.dataset.dims else None
     coded: dict[float, list[str]] = {}
     for variable in dict.fromkeys(c.variable for c in raw.channels):
         array = raw.dataset[variable]
@@ -333,21 +334,32 @@ def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = No
             array = array.isel(time=slice(first, first + len(times)) if contiguous else list(times))
         array = array.isel(dict.fromkeys(_extra_dims(array), 0))
         try:
-            array = array.transpose("time", "level", "latitude", "longitude", missing_dims="ignore").load()
+            stored = array.transpose("time", "level", "latitude", "longitude", missing_dims="ignore").values
         except Exception as error:  # whatever the store raises for a chunk that is damaged
             raise open_error(raw.source, EXPECTED, error) from error
         for i, channel in enumerate(raw.channels):
             if channel.variable != variable:
                 continue
-            field = array if channel.level is None else array.sel(level=channel.level, method="nearest")
-            values = np.ma.filled(field.values.astype(np.float64), np.nan)
-            values, codes = without_codes(values, stored_limits(channel))
+            if channel.level is None or levels is None:
+                field = stored
+            else:
+                field = stored[..., int(abs(levels - channel.level).argmin()), :, :]
+            block[:, i], codes = _converted(field, channel)
             for code in codes:
                 coded.setdefault(code, []).append(channel.name)
-            block[:, i] = values * channel.factor + channel.offset
     if notes is not None:
         notes += [f"{code:g} is taken as a code for missing ({', '.join(names)})" for code, names in coded.items()]
     return block
+
+
+def _converted(field: NDArray[Any], channel: Channel) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """Stored values in the channel's unit, codes for missing as NaN; and those codes.
+
+    In double precision, but for single precision in the right unit, which is most of what there is, and large.
+    """
+    is_plain = field.dtype == np.float32 and (channel.factor, channel.offset) == (1.0, 0.0)
+    values, codes = without_codes(field if is_plain else field.astype(np.float64), stored_limits(channel))
+    return values if is_plain else values * channel.factor + channel.offset, codes
 
 
 def stored_limits(channel: Channel) -> tuple[float, float]:

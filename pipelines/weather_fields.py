@@ -34,7 +34,8 @@ class ChannelSet:
 PUYUN69 = ChannelSet(tuple((name, LEVELS_13) for name in ("z", "t", "u", "v", "r")), ("t2m", "u10", "v10", "msl"))
 WB69 = ChannelSet(tuple((name, LEVELS_13) for name in ("z", "t", "u", "v", "q")), ("t2m", "u10", "v10", "msl"))
 CHANNEL_SETS = {"puyun69": PUYUN69, "wb69": WB69}
-ORDER = ("z", "t", "u", "v", "r", "q", "w", "t2m", "u10", "v10", "msl", "sp", "tp")
+UPPER_AIR = ("z", "t", "u", "v", "r", "q", "w")
+ORDER = ("z", "t", "u", "v", "r", "q", "w", "t2m", "u10", "v10", "u100m", "v100m", "msl", "sp", "tp")
 
 # Short name to the names that files use for it, in lower case.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -48,13 +49,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "t2m": ("t2m", "2t", "2m_temperature", "tas"),
     "u10": ("u10", "10u", "u10m", "10m_u_component_of_wind", "uas"),
     "v10": ("v10", "10v", "v10m", "10m_v_component_of_wind", "vas"),
+    # What CDS calls u100 is 100 m above the ground; our u100 is at 100 hPa.
+    "u100m": ("u100m", "u100", "100u", "100m_u_component_of_wind"),
+    "v100m": ("v100m", "v100", "100v", "100m_v_component_of_wind"),
     "msl": ("msl", "mean_sea_level_pressure", "air_pressure_at_mean_sea_level", "psl", "slp", "prmsl"),
     "sp": ("sp", "surface_pressure", "ps"),
     "tp": ("tp", "total_precipitation"),
 }
 SHORT_NAMES = {alias: short for short, aliases in ALIASES.items() for alias in aliases}
 FLAT_SHORT = re.compile(r"([ztuvrqw])(\d{2,4})")
-WINDS_AT_100_METRES = frozenset({"u100", "v100"})  # what CDS calls them; 100 hPa is never written so there
 HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg"})
 
 
@@ -102,7 +105,12 @@ def find_channels(
 
 def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: list[str]) -> list[Channel]:
     key = variable.lower()
-    short = SHORT_NAMES.get(key) or SHORT_NAMES.get(str(array.attrs.get("standard_name", "")).lower()) or variable
+    scalar = array.coords.get("level")
+    is_on_level = "level" in array.dims or (scalar is not None and scalar.ndim == 0)
+    standard = SHORT_NAMES.get(str(array.attrs.get("standard_name", "")).lower())
+    if standard in UPPER_AIR and not is_on_level:
+        standard = None  # the surface's own geopotential or a day's highest temperature has the same standard name
+    short = SHORT_NAMES.get(key) or standard or variable
     base, digits = _flat_name(key)
     suffix_level = float(digits) if digits else None
     if suffix_level is not None:
@@ -115,12 +123,7 @@ def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: lis
         ]
     if suffix_level is not None:
         return [Channel(f"{short}{suffix_level:g}", variable, None, unit, factor, offset)]
-    scalar = array.coords.get("level")
-    named = (
-        f"{short}{float(scalar):g}"
-        if scalar is not None and scalar.ndim == 0 and short in ("z", "t", "u", "v", "r", "q", "w")
-        else short
-    )
+    named = f"{short}{float(scalar):g}" if scalar is not None and is_on_level and short in UPPER_AIR else short
     return [Channel(named, variable, None, unit, factor, offset)]
 
 
@@ -132,7 +135,7 @@ def _flat_name(key: str) -> tuple[str, str]:
     if digits.isdigit() and base in SHORT_NAMES:
         return base, digits
     short = FLAT_SHORT.fullmatch(key)
-    return (short[1], short[2]) if short and key not in SHORT_NAMES and key not in WINDS_AT_100_METRES else (key, "")
+    return (short[1], short[2]) if short and key not in SHORT_NAMES else (key, "")
 
 
 def _unit_of(short: str, key: str, array: xarray.DataArray, source: str, notes: list[str]) -> tuple[str, float, float]:

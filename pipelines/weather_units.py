@@ -38,7 +38,7 @@ UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "z": ("m2 s-2", _GEOPOTENTIAL | HEIGHT),
     "t": ("K", _KELVIN),
     "t2m": ("K", _KELVIN),
-    **dict.fromkeys(("u", "v", "u10", "v10"), ("m s-1", _METRES_PER_SECOND)),
+    **dict.fromkeys(("u", "v", "u10", "v10", "u100m", "v100m"), ("m s-1", _METRES_PER_SECOND)),
     "r": ("%", {"%": SAME, "percent": SAME, "1": (100.0, 0.0), "fraction": (100.0, 0.0)}),
     "q": (
         "kg kg-1",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 LIMITS = {
     "t": (100.0, 400.0),
     "t2m": (150.0, 400.0),
-    **dict.fromkeys(("u", "v", "u10", "v10"), (-300.0, 300.0)),
+    **dict.fromkeys(("u", "v", "u10", "v10", "u100m", "v100m"), (-300.0, 300.0)),
     "r": (-50.0, 300.0),
     "q": (-0.01, 0.2),
     "w": (-300.0, 300.0),
@@ -62,10 +62,12 @@ def without_codes(values: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], t
     Args:
         limits: in the unit of the values.
     """
-    known = np.isfinite(values)
-    if not known.any():
-        return values, ()
-    ends = values.min(where=known, initial=np.inf), values.max(where=known, initial=-np.inf)
+    ends, known = (values.min(initial=np.inf), values.max(initial=-np.inf)), None
+    if not np.isfinite(ends).all():
+        known = np.isfinite(values)
+        if not known.any():
+            return values, ()
+        ends = values.min(where=known, initial=np.inf), values.max(where=known, initial=-np.inf)
     is_limited = limits[1] < HUGE
     if (
         limits[0] <= ends[0]
@@ -73,6 +75,7 @@ def without_codes(values: NDArray[Any], limits: Limits) -> tuple[NDArray[Any], t
         and (is_limited or not np.isin(np.asarray(ends, np.float32), CODES).any())
     ):
         return values, ()
+    known = np.isfinite(values) if known is None else known
     coded = known & (abs(values) >= HUGE)
     listed = known & np.isin(values.astype(np.float32), CODES) & ~coded
     others = values[known & ~coded & ~listed]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,7 +99,14 @@ def evaluate(
     by lead, region and channel, as WeatherBench 2 defines them.
     """
     from unipercept.app.forecaster.evaluate import evaluate as score
-    from unipercept.app.forecaster.fields import doubtful_units, land_share, open_fields
+    from unipercept.app.forecaster.evaluate import shared_channels
+    from unipercept.app.forecaster.fields import (
+        channel_names,
+        doubtful_units,
+        land_share,
+        open_fields,
+        sums_since_start,
+    )
     from unipercept.app.forecaster.humidity import with_humidity
 
     if output is not None and output.suffix not in (".nc", ".csv"):
@@ -111,7 +118,8 @@ def evaluate(
     opened, observed = {name: opens(path) for name, path in _names(forecasts).items()}, opens(truth)
     if humidity is not None and climatology is not None:
         raise InputError("a climatology of one humidity cannot be made into one of the other; give --climate-of")
-    climate = _climate(climatology, climate_of, opens)
+    chosen = shared_channels(list(opened.values()), observed, _split(channels))
+    climate = _climate(climatology, climate_of, opens, chosen)
     shares = None
     if land_mask is not None:
         land = land_share(land_mask, observed["latitude"].values, observed["longitude"].values)
@@ -119,15 +127,20 @@ def evaluate(
     for name, fields in (*opened.items(), ("truth", observed)):
         if said := fields.attrs.get("conversions"):
             typer.echo(f"note: {name}: {said}", err=True)
-        for doubt in doubtful_units(fields):
+        for doubt in (*doubtful_units(fields), *sums_since_start(fields)):
             typer.echo(f"warning: {name}: {doubt}", err=True)
+    left_out = {name for fields in opened.values() for name in channel_names(fields)} - set(chosen)
+    if channels is None and left_out:
+        typer.echo(
+            f"note: not in the truth or not in every forecast, so not scored: {', '.join(sorted(left_out))}", err=True
+        )
     total = next(iter(opened.values())).sizes.get("time", 1)
     with counting_bar("forecasts", total) as advance:
         result = score(
             opened,
             observed,
             climate,
-            channels=_split(channels),
+            channels=chosen,
             boxes=dict(_box(text) for text in region or []),
             shares=shares,
             weights=weights,  # type: ignore[arg-type]
@@ -223,14 +236,16 @@ def _box(text: str) -> tuple[str, tuple[float, float, float, float]]:
     return name, (south, north, west, east)
 
 
-def _climate(file: Path | None, data: Path | None, opens: Callable[[Path], Any]) -> Climatology | None:
+def _climate(
+    file: Path | None, data: Path | None, opens: Callable[[Path], Any], channels: Sequence[str]
+) -> Climatology | None:
     from unipercept.app.forecaster.climatology import Climatology, build_climatology, open_climatology
 
     if file is not None and data is not None:
         raise InputError("give --climatology or --climate-of, not both")
     if file is not None:
         return open_climatology(file)
-    return None if data is None else Climatology(build_climatology(opens(data)))
+    return None if data is None else Climatology(build_climatology(opens(data), channels))
 
 
 def _print_scores(result: Evaluation) -> None:
@@ -266,6 +281,10 @@ def _print_scores(result: Evaluation) -> None:
     console.print(table)
     for line in result.verdicts():
         console.print(line)
+    for channel in scores["channel"].values:
+        share = float(scores["coverage"].isel(model=0).sel(channel=channel).min())
+        if share < 1:
+            console.print(f"{channel}: over the {share:.1%} of the area where the truth has values")
     counts = scores["n_forecasts"].isel(model=0).values
     console.print(
         f"{int(counts.min())} to {int(counts.max())} forecasts a lead; weights: {result.table.attrs['weights']}; "

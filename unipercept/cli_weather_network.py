@@ -59,6 +59,12 @@ def train(
     shard: Annotated[
         bool, typer.Option("--shard", help="Under torchrun: shard weights and optimiser state (FSDP).")
     ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Processes that read data, for each that trains. Default: by cores; none if it fits memory."
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     resume: Resume = False,
@@ -66,10 +72,11 @@ def train(
     """Train a cascade: single steps, growing rollouts, then a second stage on the first one's forecasts."""
     from unipercept.app.forecaster.frames import Frames
     from unipercept.app.forecaster.recipe import standard_recipe, train_cascade
+    from unipercept.app.forecaster.windows import slow_reading
 
     frames = Frames(data, None if channels is None else _words(channels))
     _say_notes(frames)
-    for doubt in frames.doubts():
+    for doubt in filter(None, (*frames.doubts(), slow_reading(frames))):
         typer.echo(f"warning: {doubt}", err=True)
     spans = _spans(frames, period, validation)
     network = {} if width is None else {"width": width}
@@ -77,11 +84,11 @@ def train(
         preset, updates=updates, batch_size=batch_size, learning_rate=learning_rate, rollout=rollout,
         hand_over=cascade or 20, medium=cascade > 0, precision=precision, **network,
     )  # fmt: skip
-    with resumable(), _training_bars() as (on_progress, on_hand_over):
+    with resumable(), _training_bars() as (on_progress, on_preparation):
         path = train_cascade(
             frames, output, recipe, train=spans[0], validation=spans[1], step_hours=step_hours, seed=seed,
             device=device, resume=resume, compile_network=compile_network, shard=shard, on_progress=on_progress,
-            on_hand_over=on_hand_over,
+            on_preparation=on_preparation, workers=workers,
         )  # fmt: skip
     typer.echo(f"{path}")
 
@@ -268,7 +275,4 @@ def _training_bars() -> Iterator[tuple[Any, Any]]:
         def on_progress(name: str, progress: PhaseProgress) -> None:
             show(name, progress.step, progress.total_steps, f"loss {progress.loss:.4g}")
 
-        def on_hand_over(name: str, done: int, total: int) -> None:
-            show(f"{name}: forecasts to start from", done, total)
-
-        yield on_progress, on_hand_over
+        yield on_progress, show

@@ -16,6 +16,8 @@ LONG_NAMES = {
     "t2m": ("2m_temperature", "air_temperature"),
     "u10": ("10m_u_component_of_wind", "eastward_wind"),
     "v10": ("10m_v_component_of_wind", "northward_wind"),
+    "u100m": ("100m_u_component_of_wind", "eastward_wind"),
+    "v100m": ("100m_v_component_of_wind", "northward_wind"),
     "msl": ("mean_sea_level_pressure", "air_pressure_at_mean_sea_level"),
     "sp": ("surface_pressure", "surface_air_pressure"),
     "tp": ("total_precipitation", "lwe_thickness_of_precipitation_amount"),

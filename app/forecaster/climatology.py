@@ -5,12 +5,13 @@ Dimensions of a climatology: (hour, dayofyear, [level], latitude, longitude), da
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unipercept.app.forecaster.fields import open_fields, select_channel
+from unipercept.app.forecaster.fields import open_fields, select_channel, variables_with
 from unipercept.app.forecaster.score_formulas import Array
 from unipercept.errors import InputError
 from unipercept.pipelines.weather import open_dataset
@@ -20,30 +21,36 @@ if TYPE_CHECKING:
 
 DAYS = 366
 WINDOW_DAYS = 61  # a triangle: 0 at both ends, 1 in the middle
-BLOCK_BYTES = 256 << 20
+BLOCK_BYTES = 256 << 20  # of fields that are read at once
+SUM_BYTES = 2 << 30  # of the sums over years in double precision, as far as those of one level take less
 
 
-def build_climatology(dataset: xarray.Dataset) -> xarray.Dataset:
-    """Climatology of fields from `open_fields` over all their times, a variable at a time.
+def build_climatology(dataset: xarray.Dataset, channels: Sequence[str] | None = None) -> xarray.Dataset:
+    """Climatology of fields from `open_fields` over all their times, some levels of a variable at a time.
 
-    Days without data, such as day 366 of common years, get the smoothed mean of the window around them.
+    A common year's day 365 counts as its day 366 too. Days without data get the smoothed mean of the window around
+    them. Cells that are missing at all times, such as the sea surface temperature over land, stay so.
+
+    Args:
+        channels: which; None for all. Of their variables it holds all levels.
 
     Raises:
-        InputError: no data, or so few that a day of the year has none within 30 days.
+        InputError: a channel is not there; no data, or so few that a day of the year has none within 30 days; cells
+            that are missing at some times.
     """
     import xarray as xr
 
+    dataset = dataset if channels is None else variables_with(dataset, channels)
     if not dataset.sizes.get("time", 0):
         raise InputError("a climatology needs fields over a year or more; these have no times")
     times = dataset["time"].values.astype("datetime64[ns]")
-    day = (times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(int)
-    hour = ((times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")).round().astype(int)
-    hours = np.unique(hour)
+    hours = np.unique(_hours(times))
     data = {}
     for name, array in dataset.data_vars.items():
+        if "time" not in array.dims:  # the surface's own geopotential, a land-sea mask
+            continue
         dims = tuple(d for d in array.dims if d != "time")
-        flat = array.transpose("time", *dims)
-        data[name] = (("hour", "dayofyear", *dims), _daily_means(flat, hour, day, hours), array.attrs)
+        data[name] = (("hour", "dayofyear", *dims), _of_variable(array.transpose("time", *dims), times), array.attrs)
     coordinates: dict[Any, Any] = {d: dataset[d] for d in dataset.dims if d != "time"}
     span = f"{np.datetime_as_string(times[0], 'D')} to {np.datetime_as_string(times[-1], 'D')}"
     made = xr.Dataset(data, {**coordinates, "hour": hours, "dayofyear": np.arange(1, DAYS + 1)})
@@ -57,12 +64,9 @@ def smooth_days(means: Array, counts: Array) -> Array:
         InputError: a day has no value within the window.
     """
     known = counts > 0
-    if not known[-1] and known[-2]:  # day 366 of data without a leap year
-        means, known = means.copy(), known.copy()
-        means[-1], known[-1] = means[-2], True
     half = WINDOW_DAYS // 2
     total, weight = np.zeros_like(means), np.zeros(DAYS)
-    filled = np.where(known.reshape(-1, *[1] * (means.ndim - 1)), means, 0)
+    filled = means if known.all() else np.where(_days_first(known, means), means, 0)
     for offset in range(-half, half + 1):
         share = 1 - abs(offset) / half
         total += share * np.roll(filled, offset, axis=0)
@@ -71,7 +75,12 @@ def smooth_days(means: Array, counts: Array) -> Array:
         raise InputError(
             f"a climatology needs a whole year: day {int(np.argmin(weight)) + 1} has no data within {half} days"
         )
-    return np.asarray(total / weight.reshape(-1, *[1] * (means.ndim - 1)))
+    return np.asarray(total / _days_first(weight, means))
+
+
+def _days_first(values: Array, like: Array) -> Array:
+    """A value for each day, shaped to go with fields of each day."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 class Climatology:
@@ -81,7 +90,7 @@ class Climatology:
         dataset: from `build_climatology`, or a climatology of WeatherBench 2.
 
     Raises:
-        InputError: `hour` or `dayofyear` is missing.
+        InputError: `hour` or `dayofyear` is missing, or a day of the year.
     """
 
     def __init__(self, dataset: xarray.Dataset) -> None:
@@ -89,7 +98,10 @@ class Climatology:
             raise InputError(
                 f"a climatology has dimensions hour and dayofyear, got {', '.join(map(str, dataset.dims))}"
             )
-        self.dataset = dataset
+        days = dataset["dayofyear"].values.tolist() if "dayofyear" in dataset.coords else []
+        if sorted(days) != list(range(1, DAYS + 1)):
+            raise InputError(f"a climatology has the days of the year 1 to {DAYS}, each once; this one has {len(days)}")
+        self.dataset = dataset.sortby("dayofyear")
         self._hours = dataset["hour"].values.astype(int)
 
     def at(self, time: Any, channels: tuple[str, ...]) -> Array:
@@ -99,8 +111,8 @@ class Climatology:
             InputError: the climatology lacks that hour.
         """
         moment = np.datetime64(time, "ns")
-        day = int((moment.astype("datetime64[D]") - moment.astype("datetime64[Y]")).astype(int))
-        hour = round((moment - moment.astype("datetime64[D]")) / np.timedelta64(1, "h"))
+        day = int(_days(moment))
+        hour = int(_hours(moment))
         if hour not in self._hours:
             raise InputError(f"the climatology has no hour {hour}; it has {', '.join(map(str, self._hours))}")
         chosen = self.dataset.isel(hour=int(np.flatnonzero(self._hours == hour)[0]), dayofyear=day)
@@ -120,21 +132,46 @@ def open_climatology(path: str | Path) -> Climatology:
     return Climatology(joined.assign_coords(hour=opened["hour"].values))
 
 
-def _daily_means(array: xarray.DataArray, hour: Array, day: Array, hours: Array) -> Array:
-    """(hour, 366, ...) float32, read in blocks of time."""
-    shape = array.shape[1:]
-    sums, counts = np.zeros((len(hours), DAYS, *shape)), np.zeros((len(hours), DAYS), int)
-    n_block = max(1, BLOCK_BYTES // (8 * int(np.prod(shape))))
-    slot = np.searchsorted(hours, hour)
-    for start in range(0, len(day), n_block):
-        part = slice(start, start + n_block)
-        block = array.isel(time=part).values.astype(np.float64)
-        if not np.isfinite(block).all():
-            raise InputError(f"{array.name} has missing cells; a climatology needs them filled")
-        for place, field in zip(
-            zip(slot[part], day[part], strict=True), block, strict=True
-        ):  # add.at goes cell by cell
-            sums[place] += field
-            counts[place] += 1
-    means = sums / np.maximum(counts, 1).reshape(*counts.shape, *[1] * len(shape))
-    return np.stack([smooth_days(m, c) for m, c in zip(means, counts, strict=True)]).astype(np.float32)
+def _days(times: Any) -> Array:
+    """Days since the first of January."""
+    return np.asarray((times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(int))
+
+
+def _hours(times: Any) -> Array:
+    return np.asarray(((times - times.astype("datetime64[D]")) / np.timedelta64(1, "h")).round().astype(int))
+
+
+def _of_variable(array: xarray.DataArray, times: Array) -> Array:
+    """(hour, 366, …) float32 of an array over (time, …), as many levels at once as their sums have room for."""
+    shape, n_hours = array.shape[1:], len(np.unique(_hours(times)))
+    found = np.empty((n_hours, DAYS, *shape), np.float32)
+    if "level" not in array.dims:
+        _smooth_into(found, array, times)
+        return found
+    axis, n_levels = array.dims.index("level"), array.sizes["level"]
+    at_once = max(1, SUM_BYTES * n_levels // (8 * n_hours * DAYS * int(np.prod(shape))))
+    for first in range(0, n_levels, at_once):
+        levels = slice(first, first + at_once)
+        _smooth_into(found[(slice(None),) * (axis + 1) + (levels,)], array.isel(level=levels), times)
+    return found
+
+
+def _smooth_into(found: Array, array: xarray.DataArray, times: Array) -> None:
+    """Means over years, smoothed; read in blocks of time."""
+    day, slot = _days(times), np.searchsorted(np.unique(_hours(times)), _hours(times))
+    is_common_end = (day == DAYS - 2) & (_days(times + np.timedelta64(1, "D")) == 0)
+    sums, counts = np.zeros(found.shape), np.zeros(found.shape[:2], int)
+    n_block = max(1, BLOCK_BYTES // (8 * int(np.prod(array.shape[1:]))))
+    gaps = None
+    for start in range(0, len(times), n_block):
+        block = array.isel(time=slice(start, start + n_block)).values.astype(np.float64)
+        gaps = ~np.isfinite(block[0]) if gaps is None else gaps
+        if (np.isfinite(block) == gaps).any():
+            raise InputError(f"{array.name} has cells that are missing at some times; a climatology needs them filled")
+        for number, field in enumerate(block, start):  # add.at goes cell by cell
+            for place in (day[number], DAYS - 1) if is_common_end[number] else (day[number],):
+                sums[slot[number], place] += field
+                counts[slot[number], place] += 1
+    for hour, (total, count) in enumerate(zip(sums, counts, strict=True)):
+        total /= _days_first(np.maximum(count, 1), total)
+        found[hour] = smooth_days(total, count)

@@ -1,6 +1,6 @@
 """Score stored forecasts against the truth, compared with persistence and, if given, climatology.
 
-One initial time is in memory at a time; fields are read lazily, so the stores may be larger than memory.
+Fields are read lazily, some leads of one initial time at once, so the stores may be larger than memory.
 
 Shapes: V channels, H rows, W columns, M members.
 """
@@ -21,6 +21,7 @@ from unipercept.app.forecaster.score_formulas import EVERYWHERE, Array, Box, Wei
 from unipercept.app.forecaster.scores import ScoreBoard, bootstrap_interval
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
+from unipercept.pipelines.weather_units import plain_unit
 
 if TYPE_CHECKING:
     import xarray
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PERSISTENCE, CLIMATOLOGY = "persistence", "climatology"
 ALL, OVERALL = "all", "overall_"  # how scores over all channels are named in a list of channels, and among variables
 DAY_HOURS = 24.0
+UNKNOWN = "1"  # the unit of fields that state none
+MAX_BLOCK_BYTES = 1 << 30  # of fields in memory, as far as one lead of all forecasts takes less
 
 
 @dataclass(frozen=True)
@@ -106,28 +109,60 @@ def evaluate(
         boxes, shares, weights: regions and weights of cells, as of `ScoreBoard`.
         on_forecast: called for each initial time that has been scored.
 
+    Cells that the truth lacks at all times, such as the sea surface temperature over land, do not count.
+
     Raises:
-        InputError: names, grids or times that do not meet, or missing cells.
+        InputError: names, grids or times that do not meet, or missing cells that differ from time to time.
     """
     if not forecasts or {PERSISTENCE, CLIMATOLOGY} & set(forecasts):
         raise InputError(f"name one forecast or more, other than {PERSISTENCE} and {CLIMATOLOGY}")
+    truth = truth.squeeze("number", drop=True) if truth.sizes.get("number") == 1 else truth
     for name, forecast in forecasts.items():
         _check_forecast(name, forecast, truth)
-    chosen = _shared_channels(list(forecasts.values()), truth, channels)
+    if climatology is not None:
+        check_same_grid("the climatology", climatology.dataset, truth)
+    chosen = shared_channels(list(forecasts.values()), truth, channels)
+    for name, forecast in forecasts.items():
+        _check_units(name, forecast, truth, chosen)
+    if climatology is not None:
+        _check_units("the climatology", climatology.dataset, truth, chosen)
     times, leads = _shared_times(list(forecasts.values()), truth)
     grid = truth["latitude"].values, truth["longitude"].values
     names = [*forecasts, PERSISTENCE, *([CLIMATOLOGY] if climatology else [])]
     boards = {name: ScoreBoard(chosen, *grid, boxes=boxes, shares=shares, weights=weights) for name in names}
+    n_states = 1 + sum(forecast.sizes.get("number", 1) for forecast in forecasts.values())
+    at_once = max(1, MAX_BLOCK_BYTES // (4 * n_states * int(np.prod(boards[PERSISTENCE].shape))))
     known = set(truth["time"].values.astype("datetime64[ns]").tolist())
     for time in times:
         valid = [lead for lead in leads if int((time + lead).astype("datetime64[ns]").astype("int64")) in known]
-        if valid:
-            _score_one(time, np.array(valid), forecasts, truth, climatology, boards)
+        for first in range(0, len(valid), at_once):
+            some = np.array(valid[first : first + at_once])
+            _score_leads(time, some, forecasts, truth, climatology, boards)
         on_forecast()
     return _gather(boards)
 
 
-def _score_one(
+def shared_channels(
+    forecasts: Sequence[xarray.Dataset], truth: xarray.Dataset, wanted: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The channels that forecasts and truth share, or those of them that are wanted.
+
+    Raises:
+        InputError: a wanted one is not there, or none.
+    """
+    sets = [channel_names(dataset) for dataset in (*forecasts, truth)]
+    shared = tuple(name for name in sets[0] if all(name in others for others in sets[1:]))
+    if wanted is not None:
+        missing = [name for name in wanted if name not in shared]
+        if missing:
+            raise InputError(f"no {', '.join(missing)} in forecast and truth alike; they share {', '.join(shared)}")
+        return tuple(wanted)
+    if not shared:
+        raise InputError("forecast and truth share no channel")
+    return shared
+
+
+def _score_leads(
     time: Any,
     leads: Array,
     forecasts: Mapping[str, xarray.Dataset],
@@ -135,14 +170,21 @@ def _score_one(
     climatology: Climatology | None,
     boards: Mapping[str, ScoreBoard],
 ) -> None:
-    """All leads of one initial time."""
+    """Some leads of one initial time."""
     channels = boards[PERSISTENCE].channels
     start, truths = _read(truth.sel(time=time), channels), _read(truth.sel(time=time + leads), channels, "time")
     fields = {
         name: _read(forecast.sel(time=time, prediction_timedelta=leads), channels, "prediction_timedelta", "number")
         for name, forecast in forecasts.items()
     }
+    gaps = np.isnan(start)
     for i, lead in enumerate(leads):
+        changed = (np.isnan(truths[i]) != gaps).any(axis=(1, 2))
+        if changed.any():
+            raise InputError(
+                f"the truth lacks other cells of {channels[int(changed.argmax())]} at {_minute(time)} than at "
+                f"{_minute(time + lead)}; scores leave out what is missing at all times, so fill the others first"
+            )
         climate = climatology.at(time + lead, channels) if climatology else None
         for name, array in fields.items():
             boards[name].add(time, lead, array[i], truths[i], climate)
@@ -165,6 +207,10 @@ def _read(dataset: xarray.Dataset, channels: Sequence[str], *dims: str) -> Array
         plane = plane.expand_dims({d: loaded.sizes[d] for d in there if d not in plane.dims})
         planes.append(plane.variable.transpose(*there, "latitude", "longitude").values)
     return np.stack(planes, axis=len(there))
+
+
+def _minute(time: Any) -> str:
+    return str(np.datetime_as_string(time, "m"))
 
 
 def _gather(boards: Mapping[str, ScoreBoard]) -> Evaluation:
@@ -214,22 +260,17 @@ def _check_forecast(name: str, forecast: xarray.Dataset, truth: xarray.Dataset) 
         )
     if "time" not in truth.dims or "prediction_timedelta" in truth.dims:
         raise InputError("the truth must be fields over time, without leads")
+    if "number" in truth.dims:
+        raise InputError(f"the truth has {truth.sizes['number']} members; give one of them")
     check_same_grid(name, forecast, truth)
 
 
-def _shared_channels(
-    forecasts: Sequence[xarray.Dataset], truth: xarray.Dataset, wanted: Sequence[str] | None
-) -> tuple[str, ...]:
-    sets = [channel_names(dataset) for dataset in (*forecasts, truth)]
-    shared = tuple(name for name in sets[0] if all(name in others for others in sets[1:]))
-    if wanted is not None:
-        missing = [name for name in wanted if name not in shared]
-        if missing:
-            raise InputError(f"no {', '.join(missing)} in forecast and truth alike; they share {', '.join(shared)}")
-        return tuple(wanted)
-    if not shared:
-        raise InputError("forecast and truth share no channel")
-    return shared
+def _check_units(name: str, fields: xarray.Dataset, truth: xarray.Dataset, channels: Sequence[str]) -> None:
+    """Refuse fields in another unit: those that are known were converted, others came as they are."""
+    for channel in channels:
+        ours, theirs = (str(select_channel(part, channel).attrs.get("units", UNKNOWN)) for part in (fields, truth))
+        if UNKNOWN not in (ours, theirs) and plain_unit(ours) != plain_unit(theirs):
+            raise InputError(f"{channel} is in {ours!r} in {name} and in {theirs!r} in the truth; convert one of them")
 
 
 def _shared_times(forecasts: Sequence[xarray.Dataset], truth: xarray.Dataset) -> tuple[list[Any], list[Any]]:

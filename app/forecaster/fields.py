@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset, stored_limits
-from unipercept.pipelines.weather_fields import Channel, find_channels
+from unipercept.pipelines.weather_fields import UPPER_AIR, Channel, find_channels
 from unipercept.pipelines.weather_grid import INITIAL_NAMES, LEAD, LEAD_NAMES, canonical_grid, lead_spans
 from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
@@ -83,6 +83,19 @@ def doubtful_units(dataset: xarray.Dataset) -> list[str]:
     fields = {name: select_channel(first, name) for name in channel_names(first)}
     found = (doubt(name, str(field.attrs.get("units", "")), field.values) for name, field in fields.items())
     return [sentence for sentence in found if sentence is not None]
+
+
+def sums_since_start(forecast: xarray.Dataset) -> list[str]:
+    """A sentence where the precipitation of forecasts from `open_fields` never falls from lead to lead: then it is the
+    sum since their start, and not that of a step, as analyses have it.
+    """
+    if "tp" not in forecast or forecast.sizes.get(LEAD, 0) < 3:
+        return []
+    first = {d: 0 for d in ("number", "time") if d in forecast["tp"].dims}
+    rain = forecast["tp"].isel(first).sortby(LEAD).transpose(LEAD, ...).values
+    if not ((np.diff(rain, axis=0) >= 0).all() and (rain[-1] > rain[0]).any()):
+        return []
+    return ["tp never falls from lead to lead, so it is a sum since the start; score the differences between leads"]
 
 
 def select_channel(dataset: xarray.Dataset, channel: str) -> xarray.DataArray:
@@ -162,6 +175,8 @@ def _with_spans(dataset: xarray.Dataset, source: str) -> xarray.Dataset:
 
 def _check_unique(dataset: xarray.Dataset, source: str) -> None:
     for name, words in (("time", "times"), (LEAD, "leads")):
+        if name in dataset.indexes and dataset.indexes[name].hasnans:
+            raise InputError(f"{source} has fields without a {words.removesuffix('s')}; drop them")
         if name in dataset.indexes and not dataset.indexes[name].is_unique:
             repeated = dataset.indexes[name][dataset.indexes[name].duplicated()][0]
             raise InputError(f"{source} repeats some of its {words}, such as {repeated}; drop what comes twice")
@@ -176,13 +191,15 @@ def _canonical(dataset: xarray.Dataset, channels: list[Channel], notes: list[str
     for channel in channels:
         of_variable.setdefault(channel.variable, []).append(channel)
     decoded = {name: _decoded(dataset[name], its) for name, its in of_variable.items()}
+    on_levels = {_short_name(channel) for channel in channels if channel.level is not None}
     for channel in channels:
         array = decoded[channel.variable]
         if (channel.factor, channel.offset) != (1.0, 0.0):
             array = array * channel.factor + channel.offset
         array = array.assign_attrs(units=channel.unit)
-        short = channel.name if channel.level is None else channel.name.removesuffix(f"{channel.level:g}")
-        level = _flat_level(channel)
+        short, level = _short_name(channel), _flat_level(channel)
+        if channel.level is None and level is None and short in on_levels:
+            continue  # z of the surface beside z on levels: one name cannot stand for both
         if level is None:
             arrays.setdefault(short, array)
         else:
@@ -226,10 +243,14 @@ def _floating(dtype: Any) -> Any:
     return np.dtype(np.float32) if dtype == np.float32 else np.dtype(np.float64)
 
 
+def _short_name(channel: Channel) -> str:
+    return channel.name if channel.level is None else channel.name.removesuffix(f"{channel.level:g}")
+
+
 def _flat_level(channel: Channel) -> tuple[str, float] | None:
     """The short name and level of a variable that carries its level in its name, or in a scalar coordinate."""
     short = channel.name.rstrip("0123456789.")
-    if channel.level is not None or short not in ("z", "t", "u", "v", "r", "q", "w") or short == channel.name:
+    if channel.level is not None or short not in UPPER_AIR or short == channel.name:
         return None
     return short, float(channel.name[len(short) :])
 

@@ -5,10 +5,10 @@ Shapes: T times, V channels, H rows from north to south, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError
 from unipercept.pipelines.weather import Fields, WeatherConfig, WeatherPipeline, doubts, read_block
 from unipercept.pipelines.weather_grid import area_weights
+
+if TYPE_CHECKING:
+    from unipercept.train.distributed import Processes
 
 BLOCK_BYTES = 128 << 20  # fields in memory while statistics are taken
 HOUR = np.timedelta64(1, "h")
@@ -61,7 +64,7 @@ class Frames:
         channels: which, in which order; None for all.
 
     Raises:
-        InputError: it cannot be read, has no time axis, or its times repeat or run backwards.
+        InputError: it cannot be read, has no time axis, or its times are missing, repeat or run backwards.
     """
 
     def __init__(self, source: Any, channels: Sequence[str] | None = None) -> None:
@@ -79,6 +82,8 @@ class Frames:
         if "time" not in dataset.coords or dataset.coords["time"].dtype.kind != "M":
             raise InputError(f"{self.source} has no time axis with dates; a forecast needs to know when its states are")
         self.times: NDArray[np.datetime64] = np.atleast_1d(dataset["time"].values).astype("datetime64[ns]")
+        if np.isnat(self.times).any():
+            raise InputError(f"{self.source} has states without a time; drop them")
         if len(self.times) > 1 and (np.diff(self.times) <= np.timedelta64(0, "ns")).any():
             raise InputError(f"{self.source} repeats or mixes up its times; sort them and drop what comes twice")
         self.channels = tuple(channel.name for channel in self.fields.channels)
@@ -163,23 +168,35 @@ class Frames:
             raise InputError(f"{self.source} has no state from {start} to {end}; it runs from {known}")
         return slice(first, stop)
 
-    def statistics(self, span: slice, step_hours: float) -> Statistics:
+    def statistics(
+        self,
+        span: slice,
+        step_hours: float,
+        processes: Processes | None = None,
+        on_block: Callable[[int, int], None] | None = None,
+    ) -> Statistics:
         """Area-weighted moments over the states of `span`, in one pass of bounded memory.
+
+        Args:
+            processes: that take a part of the span each.
+            on_block: called with how many states are done, of how many, in the first process.
 
         Raises:
             InputError: a channel is constant, so it cannot be normalised.
         """
         weights = area_weights(np.asarray(self.grid.latitude))[:, None] / self.grid.shape[0] / self.grid.shape[1]
         numbers = range(*span.indices(len(self)))
-        n_block = max(2, BLOCK_BYTES // (4 * len(self.channels) * self.grid.shape[0] * self.grid.shape[1]))
-        shift: NDArray[np.float64] | None = None
-        sums, last, n_changes = np.zeros((3, len(self.channels))), None, 0
         step, lag = np.timedelta64(round(step_hours * 3600), "s"), self.states_a_step(step_hours)
-        for start in range(0, len(numbers), n_block):
-            part = numbers[start : start + n_block]
+        rank, count = (0, 1) if processes is None else (processes.rank, processes.count)
+        first, stop = (len(numbers) * r // count for r in (rank, rank + 1))
+        n_block = max(2, BLOCK_BYTES // (4 * len(self.channels) * self.grid.shape[0] * self.grid.shape[1]))
+        # Squares of departures from a first guess keep their digits.
+        shift = (self.read([numbers[0]])[0].astype(np.float64) * weights).sum(axis=(-2, -1))
+        sums, n_changes = np.zeros((3, len(self.channels))), 0
+        last = self.read(list(numbers[max(0, first - lag) : first])).astype(np.float64) if first else None
+        for start in range(first, stop, n_block):
+            part = numbers[start : min(start + n_block, stop)]
             block = self.read(list(part)).astype(np.float64)
-            if shift is None:  # squares of departures from a first guess keep their digits
-                shift = (block[0] * weights).sum(axis=(-2, -1))
             departure = block - shift[:, None, None]
             sums[0] += (departure * weights).sum(axis=(0, 2, 3))
             sums[1] += (departure**2 * weights).sum(axis=(0, 2, 3))
@@ -189,7 +206,11 @@ class Frames:
             sums[2] += ((joined[lag:] - joined[:-lag])[regular] ** 2 * weights).sum(axis=(0, 2, 3))
             n_changes += int(regular.sum())
             last = joined[-lag:]
-        assert shift is not None
+            if on_block is not None and rank == 0:
+                on_block(min((part.stop - numbers[0]) * count, len(numbers)), len(numbers))
+        if processes is not None:
+            *flat, n_all = processes.sum([*sums.ravel().tolist(), float(n_changes)])
+            sums, n_changes = np.reshape(flat, sums.shape), round(n_all)
         mean = sums[0] / len(numbers)
         std = np.sqrt(np.maximum(sums[1] / len(numbers) - mean**2, 0))
         change = np.sqrt(sums[2] / max(n_changes, 1))

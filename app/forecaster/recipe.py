@@ -1,14 +1,17 @@
 """From a weather source to a trained cascade in one folder: the phases of each stage, and the models they leave.
 
-Layout of the folder: short/ and medium/ with a folder for each phase, short.safetensors,
+Layout of the folder: statistics.json, short/ and medium/ with a folder for each phase, short.safetensors,
 medium.safetensors, cascade.json.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,19 @@ import torch
 from unipercept.app.forecaster.cascade import Stage, StepModel
 from unipercept.app.forecaster.cascade_file import FILE_NAME, save_cascade
 from unipercept.app.forecaster.ensemble import TENDENCY, one_step_shares
-from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.frames import Frames, Statistics
 from unipercept.app.forecaster.model import ForecastModel, new_model
 from unipercept.app.forecaster.rollout_loss import LossSettings
 from unipercept.app.forecaster.schedules import RolloutSchedule
 from unipercept.app.forecaster.training import Phase, TrainingData, train_phases
 from unipercept.app.forecaster.windows import StateTable
+from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
 from unipercept.train import Progress, seed_everything
 from unipercept.train.distributed import Processes, joined_processes
 from unipercept.versions import versions
 
+STATISTICS = "statistics.json"
 RESIDENT_SHARE = 0.2  # of the device's memory that a source may take to be held there
 
 
@@ -108,8 +113,9 @@ def train_cascade(
     medium_from: ForecastModel | None = None,
     static: torch.Tensor | None = None,
     card: dict[str, Any] | None = None,
+    workers: int | None = None,
     on_progress: Callable[[str, Progress], None] | None = None,
-    on_hand_over: Callable[[str, int, int], None] | None = None,
+    on_preparation: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """Train every stage of `recipe`; gives the path of cascade.json.
 
@@ -129,7 +135,7 @@ def train_cascade(
         medium_from: the same for the second stage, which starts from the first one's weights otherwise.
         static: SxHxW standardised fields that never change.
         card: further facts for the models' cards.
-        on_progress, on_hand_over: as of `train_phases`.
+        workers, on_progress, on_preparation: as of `train_phases`.
 
     Raises:
         InputError: data that do not fit, or a folder that holds a run already.
@@ -141,15 +147,20 @@ def train_cascade(
     period = _period(frames, train)
     facts = {"data": Path(frames.source).name, "training_period": period, "seed": seed, **versions(), **(card or {})}
     seed_everything(seed)
-    model = start_from or new_model(
-        recipe.preset, frames.channels, frames.grid, frames.statistics(train, step_hours or frames.step_hours()),
-        step_hours=step_hours or frames.step_hours(), units=frames.units, static=static, **dict(recipe.network),
-    )  # fmt: skip
+    hours = step_hours or frames.step_hours()
     data = TrainingData(frames, train, validation)
     with joined_processes(device) as processes:
+        model = start_from
+        if model is None:
+            told = None if on_preparation is None else partial(on_preparation, "statistics")
+            statistics = _statistics(frames, train, hours, output / STATISTICS, resume, processes, told)
+            model = new_model(
+                recipe.preset, frames.channels, frames.grid, statistics, step_hours=hours, units=frames.units,
+                static=static, **dict(recipe.network),
+            )  # fmt: skip
         settings: dict[str, Any] = {
-            "seed": seed, "device": device, "resume": resume, "compile_network": compile_network,
-            "shard": shard, "on_progress": on_progress, "on_hand_over": on_hand_over,
+            "seed": seed, "device": device, "resume": resume, "compile_network": compile_network, "workers": workers,
+            "shard": shard, "on_progress": on_progress, "on_preparation": on_preparation,
             "table": StateTable(frames, model, processes.device) if _fits(frames, processes) else None,
         }  # fmt: skip
         stages = _train_stages(model, data, recipe, output, facts, medium_from, processes.is_first, settings)
@@ -162,6 +173,35 @@ def train_cascade(
             save_cascade(output / FILE_NAME, entries, **facts)
         processes.wait()
     return output / FILE_NAME
+
+
+def _statistics(
+    frames: Frames,
+    span: slice,
+    step_hours: float,
+    path: Path,
+    resume: bool,
+    processes: Processes,
+    on_block: Callable[[int, int], None] | None,
+) -> Statistics:
+    """Statistics of the training period, which take a pass over all its states: once for a run, however often it is
+    resumed.
+    """
+    described = {
+        "source": frames.source, "channels": list(frames.channels), "period": _period(frames, span),
+        "states": len(range(*span.indices(len(frames)))), "step_hours": step_hours,
+    }  # fmt: skip
+    kept = json.loads(path.read_text(encoding="utf-8")) if resume and path.exists() else {}
+    processes.wait()  # all have looked before the first one writes
+    if kept.pop("of", None) == described:
+        return Statistics(**{name: tuple(values) for name, values in kept.items()})
+    statistics = frames.statistics(span, step_hours, processes, on_block)
+    if processes.is_first:
+        with atomic_path(path) as temporary:
+            temporary.write_text(
+                json.dumps({"of": described, **dataclasses.asdict(statistics)}) + "\n", encoding="utf-8"
+            )
+    return statistics
 
 
 def _train_stages(

@@ -1,5 +1,7 @@
 """Scores of one forecast against one truth, as WeatherBench 2 defines them; the mean over initial times comes later.
 
+Cells without a truth (NaN, as sea surface temperature over land) do not count: means are over the others.
+
 Shapes: V channels, H rows, W columns, M members, R regions, G = H W cells, K zonal wavenumbers. All in float64.
 Source: WeatherBench 2, Rasp et al. (2024), and its code 0.2.1; section numbers are those of the weather specification.
 """
@@ -76,21 +78,33 @@ def region_weights(latitude: Any, masks: Sequence[Array], kind: Weights = "cell"
     return np.asarray(weights / weights.sum(1, keepdims=True))
 
 
+def area_mean(weights: Array, values: Array) -> Array:
+    """RxG weights and GxV values to RxV means over the cells that hold a number; NaN for a region without one."""
+    known = np.isfinite(values)
+    if known.all():
+        return np.asarray(weights @ values)
+    area = weights @ known
+    total = weights @ np.where(known, values, 0)
+    return np.asarray(np.divide(total, area, out=np.full(area.shape, np.nan), where=area > 0))
+
+
 def deterministic(forecast: Array, truth: Array, climate: Array | None, weights: Array) -> dict[str, Array]:
-    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias, and mean and mean square of the truth; with a
-    climatology acc and the activity of both, squared.
+    """VxHxW fields to scores of RxV (7.2, 7.6): mse, mae, bias, mean and mean square of the truth, and the share of the
+    area that has a truth (coverage); with a climatology acc and the activity of both, squared.
 
     The anomaly correlation is not centred, and the ratio is taken before any mean over times.
     """
     observed = _cells(truth)
     error = _cells(forecast) - observed
-    scores = {"mse": weights @ error**2, "mae": weights @ abs(error), "bias": weights @ error}
-    scores |= {"truth_mean": weights @ observed, "truth_squared": weights @ observed**2}
+    moments = {"mse": error**2, "mae": abs(error), "bias": error, "truth_mean": observed, "truth_squared": observed**2}
+    scores = {name: area_mean(weights, values) for name, values in moments.items()}
+    scores["coverage"] = 1 - weights @ ~np.isfinite(error)
     if climate is not None:
-        ours, theirs = _cells(forecast) - _cells(climate), observed - _cells(climate)
-        active, wanted = weights @ ours**2, weights @ theirs**2
-        both = np.sqrt(active * wanted)
-        scores["acc"] = np.divide(weights @ (ours * theirs), both, out=np.full(both.shape, np.nan), where=both > 0)
+        theirs = observed - _cells(climate)
+        ours = theirs + error
+        active, wanted = area_mean(weights, ours**2), area_mean(weights, theirs**2)
+        both, product = np.sqrt(active * wanted), area_mean(weights, ours * theirs)
+        scores["acc"] = np.divide(product, both, out=np.full(both.shape, np.nan), where=both > 0)
         scores |= {"activity_squared": active, "truth_activity_squared": wanted}
     return scores
 
@@ -105,10 +119,10 @@ def probabilistic(members: Array, truth: Array, weights: Array) -> dict[str, Arr
     skill = abs(ensemble - observed).mean(0)
     error = ensemble.mean(0) - observed
     if n_members == 1:
-        zero = np.zeros_like(observed)
+        zero = 0 * skill
         return {
-            "crps": weights @ skill,
-            "variance": weights @ zero,
+            "crps": area_mean(weights, skill),
+            "variance": area_mean(weights, zero),
             "energy_score": _norm(ensemble[0] - observed, weights),
         }
     ordered = np.sort(ensemble, axis=0)
@@ -118,26 +132,27 @@ def probabilistic(members: Array, truth: Array, weights: Array) -> dict[str, Arr
     distance = np.mean([_norm(member - observed, weights) for member in ensemble], axis=0)
     between = np.mean([_norm(a - b, weights) for a, b in itertools.pairwise(ensemble)], axis=0)
     return {
-        "crps": weights @ (skill - spread / 2),
-        "variance": weights @ variance,
-        "debiased_mse": weights @ (error**2 - variance / n_members),
+        "crps": area_mean(weights, skill - spread / 2),
+        "variance": area_mean(weights, variance),
+        "debiased_mse": area_mean(weights, error**2 - variance / n_members),
         "energy_score": distance - between / 2,
     }
 
 
 def rank_counts(members: Array, truth: Array, random: np.random.Generator) -> Array:
-    """How often the truth lies below, between and above the members, Vx(M+1); ties are broken at random."""
+    """In how many cells the truth lies below, between and above the members, Vx(M+1); ties are broken at random."""
     below = (members < truth).sum(0)
     equal = (members == truth).sum(0)
     rank = below + random.integers(0, equal + 1)
     n_ranks = len(members) + 1
-    return np.stack([np.bincount(channel.ravel(), minlength=n_ranks) for channel in rank])
+    known = np.isfinite(truth)
+    return np.stack([np.bincount(ranks[there], minlength=n_ranks) for ranks, there in zip(rank, known, strict=True)])
 
 
 def zonal_spectrum(fields: Array, row_weights: Array) -> Array:
     """Power of zonal wavenumbers 0 … W/2, VxK, mean over rows; they add up to the weighted mean square (Parseval).
 
-    Only for grids that go round the earth.
+    Only for grids that go round the earth. NaN for channels with a missing cell.
     """
     columns = fields.shape[-1]
     power = abs(np.fft.rfft(fields, axis=-1) / columns) ** 2
@@ -150,14 +165,16 @@ def zonal_spectrum(fields: Array, row_weights: Array) -> Array:
 def log_spectral_distance(ours: Array, theirs: Array) -> Array:
     """Root mean square of 10 log10(ours / theirs) over wavenumbers from 1, in dB, along the last axis.
 
-    Waves where the truth has less than 1e-7 of its strongest one are rounding or truncated, and do not count.
+    Waves where the truth has less than 1e-7 of its strongest one are rounding or truncated, and do not count. NaN where
+    there is no spectrum.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         decibel = 10 * np.log10(ours[..., 1:] / theirs[..., 1:])
     strongest = theirs[..., 1:].max(-1, keepdims=True, initial=0)
     finite = np.isfinite(decibel) & (theirs[..., 1:] > 1e-7 * strongest)
     total = np.where(finite, decibel, 0) ** 2
-    return np.asarray(np.sqrt(total.sum(-1) / np.maximum(finite.sum(-1), 1)))
+    distance = np.sqrt(total.sum(-1) / np.maximum(finite.sum(-1), 1))
+    return np.where(np.isnan(strongest[..., 0]), np.nan, distance)
 
 
 def gaussian_crps(mean: Array, deviation: Array, truth: Array) -> Array:
@@ -173,7 +190,7 @@ def gaussian_crps(mean: Array, deviation: Array, truth: Array) -> Array:
 def brier(members: Array, truth: Array, threshold: Array | float, weights: Array) -> Array:
     """Brier score of exceeding a threshold, RxV: (share of members above - whether the truth is)^2."""
     share = (members > threshold).mean(0)
-    return np.asarray(weights @ _cells((share - (truth > threshold)) ** 2))
+    return area_mean(weights, _cells(_where_known((share - (truth > threshold)) ** 2, truth)))
 
 
 def ignorance(members: Array, truth: Array, threshold: Array | float, weights: Array) -> Array:
@@ -185,9 +202,9 @@ def ignorance(members: Array, truth: Array, threshold: Array | float, weights: A
     """
     share, is_above = (members > threshold).mean(0), truth > threshold
     with np.errstate(divide="ignore"):
-        score = _cells(-np.log(np.where(is_above, share, 1 - share)))
+        score = _cells(_where_known(-np.log(np.where(is_above, share, 1 - share)), truth))
     is_infinite = np.isinf(score)
-    means = weights @ np.where(is_infinite, 0, score)
+    means = area_mean(weights, np.where(is_infinite, 0, score))
     return np.where((weights > 0).astype(float) @ is_infinite > 0, np.inf, means)
 
 
@@ -197,7 +214,7 @@ def ranked_probability(members: Array, truth: Array, thresholds: Sequence[Array 
     Source: Epstein (1969), as WeatherBench 2 has it: a sum, not divided by the number of classes.
     """
     score = sum(((members < limit).mean(0) - (truth < limit)) ** 2 for limit in thresholds)
-    return np.asarray(weights @ _cells(np.asarray(score)))
+    return area_mean(weights, _cells(_where_known(np.asarray(score), truth)))
 
 
 def normal_thresholds(mean: Array, deviation: Array, quantiles: Sequence[float]) -> list[Array]:
@@ -239,8 +256,13 @@ def _rain_classes(rain: Array, heavy: Array, dry_limit: float) -> tuple[Array, A
     return rain < dry_limit, (rain > dry_limit) & (rain < heavy), rain >= heavy
 
 
+def _where_known(score: Array, truth: Array) -> Array:
+    """A score of cells, missing where the truth is."""
+    return np.where(np.isfinite(truth), score, np.nan)
+
+
 def _norm(difference: Array, weights: Array) -> Array:
-    return np.asarray(np.sqrt(weights @ difference**2))
+    return np.asarray(np.sqrt(area_mean(weights, difference**2)))
 
 
 def _cells(fields: Array) -> Array:

@@ -120,7 +120,7 @@ def plot_spectra(
     """Zonal power spectra of the models and of the truth at a lead: what has fallen below the truth is blurred.
 
     Raises:
-        InputError: no spectra (a region has none), or no such lead.
+        InputError: no spectra (a region has none, nor a channel with missing cells), or no such lead.
     """
     if "spectrum" not in table:
         raise InputError("these scores have no spectra; only grids that go round the earth have")
@@ -134,6 +134,8 @@ def plot_spectra(
         part = at.sel(channel=channel)
         waves = np.arange(1, part.sizes["wavenumber"])
         truth = part["truth_spectrum"].isel(model=0).values[1:]
+        if not np.isfinite(truth).all():
+            raise InputError(f"{channel} has no spectrum, as its truth has missing cells; choose other channels")
         axis.loglog(waves, truth, color="black", linewidth=2, label="truth")
         for model, colour, line in _styles(table):
             if model != CLIMATOLOGY:

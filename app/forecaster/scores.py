@@ -38,7 +38,7 @@ ROOTS = {
     "truth_activity": "truth_activity_squared",
     "spread": "variance",
 }
-MEANS = ("mae", "bias", "acc", "crps", "energy_score", "debiased_mse")
+MEANS = ("mae", "bias", "acc", "crps", "energy_score", "debiased_mse", "coverage")
 
 
 class ScoreBoard:
@@ -81,18 +81,29 @@ class ScoreBoard:
     def add(self, init_time: Any, lead: Any, forecast: Array, truth: Array, climate: Array | None = None) -> None:
         """Score one state: VxHxW, or MxVxHxW for an ensemble, whose mean is what the deterministic scores see.
 
+        Cells where the truth is missing (NaN) do not count, whatever the forecast says there.
+
         Raises:
-            InputError: shapes that do not fit, or a value that is not finite.
+            InputError: shapes that do not fit, or a value that is not finite where the truth is known.
         """
         forecast = np.asarray(forecast)
         members = forecast if forecast.ndim == 4 else forecast[None]
         self._check(members[0], truth, climate)
+        known = ~np.isnan(truth)
         for name, field in (("forecast", members), ("truth", truth), ("climatology", climate)):
-            if field is not None and not np.isfinite(field).all():
+            if field is not None and not (np.isfinite(field) | ~known).all():
                 raise InputError(
-                    f"the {name} has missing or infinite cells in {self._first_gap(field)}, {_hours(lead):g} h from "
-                    f"{np.datetime_as_string(np.datetime64(init_time, 'm'))}; fill them first, or leave the channel out"
+                    f"the {name} has missing or infinite cells in {self._first_gap(field, known)}, {_hours(lead):g} h "
+                    f"from {np.datetime_as_string(np.datetime64(init_time, 'm'))}; fill them first, or leave the "
+                    "channel out"
                 )
+        if not known.all():
+            if not known.any(axis=(1, 2)).all():
+                raise InputError(
+                    f"the truth holds no value of {self.channels[int(known.any(axis=(1, 2)).argmin())]}, "
+                    f"{_hours(lead):g} h from {np.datetime_as_string(np.datetime64(init_time, 'm'))}"
+                )
+            members = np.where(known, members, np.nan)
         key = (_integer(init_time), round(_hours(lead) * 3600))
         mean = members.mean(0, dtype=np.float64)
         found = deterministic(mean, truth, climate, self._weights)
@@ -197,8 +208,8 @@ class ScoreBoard:
             if field is not None and np.shape(field) != self.shape:
                 raise InputError(f"{name} must be {self.shape} (channel, latitude, longitude), got {np.shape(field)}")
 
-    def _first_gap(self, fields: Array) -> str:
-        is_whole = np.isfinite(fields).reshape(-1, *self.shape).all(axis=(0, 2, 3))
+    def _first_gap(self, fields: Array, known: Array) -> str:
+        is_whole = (np.isfinite(fields) | ~known).reshape(-1, *self.shape).all(axis=(0, 2, 3))
         return self.channels[int(np.argmin(is_whole))]
 
 

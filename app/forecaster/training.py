@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,9 +37,11 @@ from unipercept.app.forecaster.windows import (
 from unipercept.atomic import atomic_path
 from unipercept.blocks import DropPath
 from unipercept.train import FitResult, Progress, TrainConfig, fit, load_checkpoint
-from unipercept.train.distributed import joined_processes
+from unipercept.train.distributed import Processes, joined_processes
 
 MODEL_FILE = "model.safetensors"
+MAX_HANDED_BYTES = 64 << 30  # of forecast states that a phase starts from, on disk
+MOST_WORKERS = 8  # that read data, for each process that trains
 STALLED = 0.01  # share by which validation must improve for a rollout of the same length to go on
 
 
@@ -108,8 +111,9 @@ def train_phases(
     compile_network: bool = False,
     shard: bool = False,
     table: StateTable | None = None,
+    workers: int | None = None,
     on_progress: Callable[[str, Progress], None] | None = None,
-    on_hand_over: Callable[[str, int, int], None] | None = None,
+    on_preparation: Callable[[str, int, int], None] | None = None,
 ) -> ForecastModel:
     """Run the phases in turn on `model`, in place; each starts from what the one before left.
 
@@ -124,8 +128,10 @@ def train_phases(
         shard: spread weights and optimiser over the processes (FSDP).
         table: the source on the device of the run: batches are taken there, steps are CUDA graphs, and the host does
             not wait for them. For one process.
+        workers: processes that read data beside each that trains; None for as many as there are cores, up to 8, or
+            none where the states are in memory.
         on_progress: called with the phase's name after each update, in the first process.
-        on_hand_over: called with the phase's name and how many forecast states are made, of how many.
+        on_preparation: called, in the first process, with what is made before a phase, how much of it, of how much.
 
     Raises:
         InputError: data that hold no window, or a folder that holds a run already.
@@ -145,9 +151,11 @@ def train_phases(
             if processes.is_first:
                 with atomic_path(place / "phase.json") as temporary:
                     temporary.write_text(json.dumps(dataclasses.asdict(phase), indent=2) + "\n", encoding="utf-8")
-            told = None if on_hand_over is None else _told(on_hand_over, phase.name)
-            make = partial(_windows, model, data.frames, phase, earlier, seed, device, table, told)
+            what = f"{phase.name}: forecasts to start from"
+            told = None if on_preparation is None else partial(on_preparation, what)
+            make = partial(_windows, model, data.frames, phase, earlier, seed, processes, table, place, told)
             settings = {
+                "workers": workers,
                 "run_ahead": table is not None, "shard": shard, "seed": seed, "device": device, "compile": compile_network,
                 "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
             }  # fmt: skip
@@ -185,6 +193,7 @@ def _run(
         warmup_steps=min(phase.warmup, phase.updates - 1), final_learning_rate=phase.final_learning_rate,
         schedule="constant" if phase.schedule.mode == "loss" else "cosine",
         clip_gradient_norm=phase.clip, ema_decay=phase.ema_decay, precision=phase.precision, seed=settings["seed"],
+        num_workers=_n_workers(windows) if settings["workers"] is None else settings["workers"],
         device=settings["device"], compile=settings["compile"], run_ahead=settings["run_ahead"], shard=settings["shard"],
         validate_every=phase.validate_every or phase.updates, checkpoint_every=min(500, phase.updates),
         log_every=max(phase.updates // 500, 1), monitor="mse_mean" if validation is not None else "loss",
@@ -233,19 +242,24 @@ def _windows(
     phase: Phase,
     earlier: Sequence[Stage],
     seed: int,
-    device: str,
+    processes: Processes,
     table: StateTable | None,
+    folder: Path,
     on_progress: Callable[[int, int], None] | None,
     n_steps: int,
     span: slice,
     stride: int,
 ) -> Dataset[Window] | TableWindows:
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    where = str(processes.device)
     if phase.hand_over or phase.replay is not None:  # forecasts are dear: no more of them than the phase can look at
-        stride = max(stride, len(range(*span.indices(len(frames)))) // (phase.updates * phase.batch_size))
+        most = min(phase.updates * phase.batch_size, MAX_HANDED_BYTES // _state_bytes(model))
+        stride = max(stride, -(-len(range(*span.indices(len(frames)))) // max(most, 1)))
     if table is not None:
         return _table_windows(model, table, phase, earlier, seed, on_progress, n_steps, span, stride)
-    settings: dict[str, Any] = {"stride": stride, "device": where, "on_progress": on_progress, "seed": seed}
+    settings: dict[str, Any] = {
+        "stride": stride, "device": where, "on_progress": on_progress, "seed": seed, "processes": processes,
+        "file": folder / "handed_over.tmp",
+    }  # fmt: skip
     if phase.hand_over:
         _to(earlier, where)
         return HandOverWindows(frames, model, Cascade(earlier), phase.hand_over, n_steps, span, **settings)
@@ -257,6 +271,19 @@ def _windows(
         model.to("cpu")
         return found
     return Windows(frames, model, n_steps, span, stride=stride)
+
+
+def _state_bytes(model: ForecastModel) -> int:
+    """Bytes of what a forecast starts from."""
+    return 4 * model.frames * len(model.channels) * model.grid.shape[0] * model.grid.shape[1]
+
+
+def _n_workers(windows: Dataset[Window] | TableWindows) -> int:
+    """How many processes read data beside this one: each core's, shared with the other processes of this machine."""
+    if isinstance(windows, TableWindows) or getattr(windows, "in_memory", False):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def _table_windows(
@@ -295,10 +322,6 @@ def collate(samples: Sequence[Window]) -> Window:
 
 def _named(call: Callable[[str, Progress], None], name: str) -> Callable[[Progress], None]:
     return lambda progress: call(name, progress)
-
-
-def _told(call: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
-    return lambda done, total: call(name, done, total)
 
 
 def _to(stages: Sequence[Stage], device: str) -> None:

@@ -8,8 +8,12 @@ Shapes: T input times, N steps, V channels, H rows, W columns.
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +27,11 @@ from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel
 from unipercept.app.forecaster.rollout_loss import Window
 from unipercept.errors import InputError
+from unipercept.train.distributed import Processes
 
 MAX_CACHE_BYTES = 8 << 30  # a period that fits is kept in memory, normalised
+FEW_TIMES = 4  # that a chunk of a store may hold, of which a sample needs three or more
+ROLLED_BYTES = 1 << 30  # of states that are forecast together
 
 
 class Windows(Dataset[Window]):
@@ -71,6 +78,11 @@ class Windows(Dataset[Window]):
         """T + N."""
         return self.n_frames + self.n_steps
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether a sample costs no reading."""
+        return self._cached is not None
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -94,16 +106,17 @@ class Windows(Dataset[Window]):
         return torch.cat([self._normalised(numbers[i : i + block]) for i in range(0, len(numbers), block)])
 
     def _normalised(self, numbers: NDArray[np.int64]) -> Tensor:
-        return (torch.from_numpy(self.frames.read(numbers.tolist())) - self._mean) / self._std
+        return torch.from_numpy(self.frames.read(numbers.tolist())).sub_(self._mean).div_(self._std)
 
 
 class HandOverWindows(Dataset[Window]):
     """Windows whose input states are an earlier stage's own forecasts: what the next stage sees when it takes over.
 
     Each window starts `lead` steps after an analysis: its inputs are the cascade's states at steps lead - T + 1 ...
-    lead, its targets the analyses after that. All hand-over states are computed when this is made, and kept, normalised
-    by `model`. With `first_lead` this is a replay buffer: each window's lead is drawn from there to `lead`, so that one
-    step of training sees states of any age (FengWu, Aurora); make it anew when the model has moved on.
+    lead, its targets the analyses after that. All hand-over states are computed when this is made, normalised by
+    `model`, and kept in memory or in a file; the processes of a machine share the work and the file. With `first_lead`
+    this is a replay buffer: each window's lead is drawn from there to `lead`, so that one step of training sees states
+    of any age (FengWu, Aurora); make it anew when the model has moved on.
 
     Args:
         frames, model, n_steps, span, stride: as for `Windows`.
@@ -111,8 +124,10 @@ class HandOverWindows(Dataset[Window]):
         lead: the hand-over, in steps (20: 5 days of 6 hours).
         first_lead: where the leads that are drawn begin; None for `lead` alone.
         seed: of the leads.
-        batch_size: of the rollouts that make the states.
-        on_progress: called with how many are made, of how many.
+        batch_size: largest of the rollouts that make the states.
+        file: where the states go; it vanishes when no process uses it any more. None keeps them in memory.
+        processes: that make their windows together; several need a file.
+        on_progress: called with how many are made, of how many, in the first process.
 
     Raises:
         InputError: no window fits.
@@ -132,6 +147,8 @@ class HandOverWindows(Dataset[Window]):
         seed: int = 0,
         batch_size: int = 128,
         device: str | torch.device = "cpu",
+        file: Path | None = None,
+        processes: Processes | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if not 1 <= (lead if first_lead is None else first_lead) <= lead:
@@ -140,7 +157,12 @@ class HandOverWindows(Dataset[Window]):
         self._windows = Windows(frames, model, lead + n_steps, span, stride=stride)
         low = lead if first_lead is None else first_lead
         self.leads = np.random.default_rng(seed).integers(low, lead + 1, len(self._windows))
-        self.inputs = torch.cat(list(self._roll(cascade, model, batch_size, device, on_progress)))
+        shape = (len(self._windows), self.n_frames, len(model.channels), *model.grid.shape)
+        processes = processes or Processes(0, 1, torch.device(device))
+        self.inputs = torch.empty(shape) if file is None else _shared_file(file, shape, processes)
+        batch_size = min(batch_size, max(1, ROLLED_BYTES // self.inputs[0].nbytes))
+        self._roll(cascade, processes, batch_size, device, on_progress)
+        processes.wait()  # all is in the file before anybody reads it
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -150,18 +172,24 @@ class HandOverWindows(Dataset[Window]):
         targets = self._windows.states(index, self.n_frames + first, self.n_frames + stop)
         return Window(torch.cat([self.inputs[index], targets]), *self._windows.forcing(index, first, stop))
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether a sample costs no reading."""
+        return self._windows.in_memory
+
     def _roll(
         self,
         cascade: Cascade,
-        model: ForecastModel,
+        processes: Processes,
         batch_size: int,
         device: str | torch.device,
         on_progress: Callable[[int, int], None] | None,
-    ) -> list[Tensor]:
-        """The normalised hand-over states of every window, in batches of BxTxVxHxW."""
-        found, count = [], len(self._windows)
-        mean, std = self._windows._mean, self._windows._std
-        for start in range(0, count, batch_size):
+    ) -> None:
+        """Fill in the normalised hand-over states of this process's share of the windows."""
+        mean, std, count = self._windows._mean, self._windows._std, len(self._windows)
+        rank, n_ranks = _on_this_machine(processes)
+        batches = range(rank * batch_size, count, n_ranks * batch_size)
+        for number, start in enumerate(batches, 1):
             part = [self._windows.states(i, 0, self.n_frames) for i in range(start, min(start + batch_size, count))]
             numbers = self._windows.starts[start : start + batch_size] + self._windows._every * (self.n_frames - 1)
             frames = (torch.stack(part) * std + mean).to(device)
@@ -169,10 +197,38 @@ class HandOverWindows(Dataset[Window]):
             for state in cascade.run(State(frames, self._windows.frames.times[numbers]), int(leads.max())):
                 ready = torch.from_numpy(leads == state.step)
                 handed[ready] = state.frames.cpu()[ready]
-            found.append((handed - mean) / std)
-            if on_progress is not None:
-                on_progress(min(start + batch_size, count), count)
-        return found
+            self.inputs[start : start + len(part)] = (handed - mean) / std
+            if on_progress is not None and processes.is_first:
+                on_progress(min(number * n_ranks * batch_size, count), count)
+
+
+def _shared_file(path: Path, shape: tuple[int, ...], processes: Processes) -> Tensor:
+    """A float32 tensor in a file that all processes of a machine map: it has no name any more, and goes with the last.
+
+    Raises:
+        InputError: the disk has no room for it.
+    """
+    n_bytes = 4 * math.prod(shape)
+    if n_bytes > shutil.disk_usage(path.parent).free:
+        raise InputError(f"{path.parent} has no room for {n_bytes / 1e9:.0f} GB of forecasts to start from; make some")
+    path = path.with_name(f"{path.name}-{os.environ.get('GROUP_RANK', '0')}")  # machines may share the folder
+    makes_it = _on_this_machine(processes)[0] == 0
+    if makes_it:
+        np.memmap(path, np.float32, "w+", shape=shape)
+    processes.wait()
+    states = torch.from_numpy(np.memmap(path, np.float32, "r+", shape=shape))
+    processes.wait()
+    if makes_it:
+        path.unlink()
+    return states
+
+
+def _on_this_machine(processes: Processes) -> tuple[int, int]:
+    """Number of this process among those of its machine, as torchrun says, and how many they are."""
+    if processes.count == 1:
+        return 0, 1
+    known = (os.environ.get("LOCAL_RANK", processes.rank), os.environ.get("LOCAL_WORLD_SIZE", processes.count))
+    return int(known[0]), int(known[1])
 
 
 class StateTable:
@@ -319,6 +375,18 @@ class ForcingTable:
         return season, solar_fields(times, self._grid.latitude, self._grid.longitude) if self._solar else nothing
 
 
+def slow_reading(frames: Frames) -> str | None:
+    """A sentence where samples will be read from a store whose chunks hold many times; None where they will not."""
+    fields = (frames.fields.dataset[channel.variable] for channel in frames.fields.channels)
+    n_times = max(int((field.encoding.get("preferred_chunks") or {}).get("time", 1)) for field in fields)
+    if n_times <= FEW_TIMES or StateTable.n_bytes(frames) <= MAX_CACHE_BYTES:
+        return None
+    return (
+        f"the chunks of {frames.source} hold {n_times} times, all of which are read for each sample; "
+        "rechunk it to one time a chunk"
+    )
+
+
 def window_starts(frames: Frames, model: ForecastModel, span: slice, length: int, stride: int) -> NDArray[np.int64]:
     """Numbers of the states at which a window begins: `length` states, a step of the model
     apart, without a gap, in `span`.
@@ -327,10 +395,13 @@ def window_starts(frames: Frames, model: ForecastModel, span: slice, length: int
         InputError: there is none.
     """
     numbers = np.arange(*span.indices(len(frames)))
-    times, reach = frames.times[numbers], frames.states_a_step(model.step_hours) * (length - 1)
-    whole = np.timedelta64(round(model.step_hours * 3600), "s") * (length - 1)
-    first = np.arange(0, max(len(times) - reach, 0), stride)
-    starts = np.asarray(numbers[first[times[first + reach] - times[first] == whole]])
+    times, every = frames.times[numbers], frames.states_a_step(model.step_hours)
+    step = np.timedelta64(round(model.step_hours * 3600), "s")
+    first = np.arange(0, max(len(times) - every * (length - 1), 0), stride)
+    # Each step by itself: a state that is missing and one too many would even out over the whole window.
+    follows = times[every:] - times[:-every] == step
+    is_whole = np.stack([follows[first + every * k] for k in range(length - 1)]).all(axis=0) if length > 1 else True
+    starts = np.asarray(numbers[first[is_whole]])
     if len(starts) == 0:
         raise InputError(
             f"{frames.source} has no {length} states in a row, {model.step_hours:g} h apart, in the chosen period"

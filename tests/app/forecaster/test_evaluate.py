@@ -9,7 +9,7 @@ import xarray as xr
 
 from unipercept.app.forecaster.climatology import Climatology, build_climatology, open_climatology, smooth_days
 from unipercept.app.forecaster.evaluate import evaluate
-from unipercept.app.forecaster.fields import open_fields
+from unipercept.app.forecaster.fields import open_fields, sums_since_start
 from unipercept.app.forecaster.score_formulas import region_weights
 from unipercept.errors import InputError
 
@@ -159,6 +159,97 @@ def test_a_climatology_needs_a_whole_year(truth: xr.Dataset) -> None:
         build_climatology(truth.isel(time=slice(0)))
     constant = smooth_days(np.full((366, 2), 7.0), np.ones(366, int))
     np.testing.assert_allclose(constant, 7, rtol=1e-14)
+
+
+def test_day_366_of_a_climatology_is_that_of_leap_years_and_day_365_of_the_others() -> None:
+    """WeatherBench 2 fills the day that a common year lacks before it takes the mean over years."""
+    raw = truth_of(4 * (365 + 366), start="2019-01-01")
+    z, times = raw["geopotential"].values[:, 0], pd.DatetimeIndex(raw["time"].values)
+    noon = times.hour == 12
+    year = [z[noon & (times.year == y)] for y in (2019, 2020)]
+    daily = (np.concatenate([year[0], year[0][-1:]]) + year[1]) / 2
+    triangle = (1 - abs(np.arange(-30, 31)) / 30)[:, None, None]
+    expected = (triangle * daily[(365 + np.arange(-30, 31)) % 366]).sum(0) / triangle.sum()
+    found = build_climatology(open_fields(raw))["z"].sel(hour=12, dayofyear=366, level=500)
+    np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+def test_levels_of_a_climatology_do_not_depend_on_how_many_are_summed_at_once(
+    truth: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three = xr.concat(
+        [truth["z"].assign_coords(level=[level]) * f for level, f in ((200, 2), (500, 1), (850, 0.3))], "level"
+    )
+    fields = xr.Dataset({"z": three.transpose("time", "level", ...), "t2m": truth["z"].isel(level=0, drop=True)})
+    fields["lsm"] = truth["z"][0, 0].drop_vars(["time", "level"])  # never changes, so it has no climatology
+    whole = build_climatology(fields[["z", "lsm"]])
+    monkeypatch.setattr("unipercept.app.forecaster.climatology.SUM_BYTES", 1)
+    xr.testing.assert_identical(build_climatology(fields, ["z500"]), whole)
+    assert list(whole) == ["z"]
+
+
+def test_a_climatology_goes_by_day_and_grid_and_not_by_position(truth: xr.Dataset) -> None:
+    made, forecast = build_climatology(truth), open_fields(forecast_of(truth_of(), slice(50, 60)))
+    turned = Climatology(made.isel(dayofyear=slice(None, None, -1)))
+    new_year = np.datetime64("2020-12-31T18")
+    np.testing.assert_array_equal(turned.at(new_year, ("z500",)), Climatology(made).at(new_year, ("z500",)))
+    with pytest.raises(InputError, match="each once; this one has 365"):
+        Climatology(made.isel(dayofyear=slice(0, 365)))
+    with pytest.raises(InputError, match="the climatology and the truth lie on different grids"):
+        evaluate({"ours": forecast}, truth, Climatology(made.assign_coords(longitude=made["longitude"] + 22.5)))
+
+
+def test_cells_that_the_truth_never_has_do_not_count(truth: xr.Dataset) -> None:
+    """Half of each row is land; scores are those of the other half, which is a grid of its own."""
+    forecast, sea = open_fields(forecast_of(truth_of(), slice(50, 60))), {"longitude": slice(0, 4)}
+    over_sea = truth.where(truth["longitude"] < 180)
+    climate = build_climatology(truth)
+    found = evaluate({"ours": forecast}, over_sea, Climatology(build_climatology(over_sea))).table
+    wanted = evaluate({"ours": forecast.isel(sea)}, truth.isel(sea), Climatology(climate.isel(sea))).table
+    for name in ("rmse", "mae", "bias", "acc", "activity", "overall_rmse"):
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-12, err_msg=name)
+    np.testing.assert_allclose(found["coverage"].sel(region="global"), 0.5)
+    assert np.isnan(found["spectral_distance_db"]).all()  # no spectrum of half a circle
+    with pytest.raises(InputError, match="the truth lacks other cells of z500"):
+        evaluate({"ours": forecast}, truth.where((truth["longitude"] < 180) | (truth["time"] < truth["time"][52])))
+    with pytest.raises(InputError, match="missing at some times"):
+        build_climatology(truth.where(truth["time"] < truth["time"][52]))
+
+
+def test_leads_are_scored_in_blocks_that_fit_memory(truth: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    forecast = open_fields(forecast_of(truth_of(), slice(50, 52)))
+    whole = evaluate({"ours": forecast}, truth).table
+    monkeypatch.setattr("unipercept.app.forecaster.evaluate.MAX_BLOCK_BYTES", 1)
+    xr.testing.assert_identical(evaluate({"ours": forecast}, truth).table, whole)
+
+
+def test_a_truth_of_one_member_is_taken_and_of_more_refused(truth: xr.Dataset) -> None:
+    forecast = open_fields(forecast_of(truth_of(), slice(50, 52)))
+    alone = evaluate({"ours": forecast}, truth.expand_dims(number=[0])).table
+    xr.testing.assert_identical(alone, evaluate({"ours": forecast}, truth).table)
+    with pytest.raises(InputError, match="the truth has 3 members"):
+        evaluate({"ours": forecast}, truth.expand_dims(number=[0, 1, 2]))
+
+
+def test_fields_of_unknown_units_are_not_compared_across_them() -> None:
+    """Variables that we know are converted (z in gpm); others come in the unit that their file states."""
+    raw = truth_of(40).isel(level=0, drop=True).rename(geopotential="total_precipitation_6hr")
+    raw["total_precipitation_6hr"].attrs["units"] = "m"
+    leads = {"prediction_timedelta": np.array([6], "timedelta64[h]").astype("timedelta64[ns]")}
+    forecast = raw.isel(time=slice(0, 4)).expand_dims(leads)
+    evaluate({"ours": open_fields(forecast)}, open_fields(raw))
+    forecast["total_precipitation_6hr"].attrs["units"] = "mm"
+    with pytest.raises(InputError, match="is in 'mm' in ours and in 'm' in the truth"):
+        evaluate({"ours": open_fields(forecast)}, open_fields(raw))
+
+
+def test_precipitation_that_never_falls_from_lead_to_lead_is_said_to_be_a_sum() -> None:
+    rain = abs(np.random.default_rng(0).normal(size=(2, 4, 4, 8))).astype("f4")
+    forecast = forecast_of(truth_of(40), slice(0, 2))
+    dims = ("time", "prediction_timedelta", "latitude", "longitude")
+    steps, sums = (forecast.assign(tp=(dims, values, {"units": "m"})) for values in (rain, rain.cumsum(1)))
+    assert sums_since_start(open_fields(steps)) == []
+    assert "a sum since the start" in sums_since_start(open_fields(sums))[0]
 
 
 def test_a_climatology_survives_a_file(truth: xr.Dataset, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 import xarray as xr
 
 from unipercept.app.forecaster.fields import channel_names, doubtful_units, open_fields, select_channel
+from unipercept.app.forecaster.frames import Frames
+from unipercept.app.forecaster.writer import variables_of
 from unipercept.errors import InputError
 
 
@@ -52,6 +54,28 @@ def test_flat_names_become_a_level_axis() -> None:
         {f"geopotential_{level}": data["geopotential"].sel(level=level, drop=True) for level in (850, 500)}
     )
     xr.testing.assert_allclose(open_fields(flat)["z"].drop_attrs(), open_fields(data)["z"].drop_attrs())
+
+
+def test_a_surface_field_never_stands_for_the_upper_air() -> None:
+    """The surface's geopotential has the standard name of the one on levels, which WeatherBench 2 stores hold beside
+    it; CDS calls the wind 100 m above the ground u100, as we call that at 100 hPa.
+    """
+    data, wind = era5(), {"units": "m s-1", "standard_name": "eastward_wind"}
+    surface, at_100_hpa = data["mean_sea_level_pressure"] / 1e4, data["geopotential"].assign_coords(level=[100, 850])
+    data = data.assign_coords(level=[100, 850]).assign(
+        geopotential_at_surface=surface[0].drop_vars("time").assign_attrs(units="m2 s-2", standard_name="geopotential"),
+        u=(at_100_hpa / 1e4).assign_attrs(wind),
+        u100=surface.assign_attrs(wind),
+    )
+    known = {"z100", "z850", "u100", "u850", "u100m", "msl", "geopotential_at_surface"}
+    assert set(Frames(data).channels) == set(channel_names(open_fields(data))) == known
+    for given in (data, data[["u100", "geopotential_at_surface", "u", "geopotential"]]):  # in any order
+        found, frames = open_fields(given), Frames(given, ("z850", "u100", "u100m"))
+        wanted = (data["geopotential"][:, 1], data["u"][:, 0], data["u100"])
+        for number, (name, field) in enumerate(zip(frames.channels, wanted, strict=True)):
+            np.testing.assert_array_equal(select_channel(found, name).values, field.values)
+            np.testing.assert_array_equal(frames.read(range(3))[:, number], field.values)
+    assert [v.name for v in variables_of(("u100", "u100m"))] == ["u_component_of_wind", "100m_u_component_of_wind"]
 
 
 @pytest.mark.parametrize("kind", ["zarr", "nc"])

@@ -227,9 +227,40 @@ def test_missing_cells_and_other_shapes_are_refused(fields: np.ndarray) -> None:
     with pytest.raises(InputError, match="forecast has missing or infinite cells in z500, 6 h from 2020-01-01T00:00"):
         board().add("2020-01-01", LEAD, broken, fields[0, 1])
     with pytest.raises(InputError, match="truth has missing"):
-        board().add("2020-01-01", LEAD, fields[0, 1], broken)
+        board().add("2020-01-01", LEAD, fields[0, 1], np.where(np.isnan(broken), np.inf, broken))
+    with pytest.raises(InputError, match="truth holds no value of u850"):
+        board().add("2020-01-01", LEAD, fields[0, 1], np.stack([broken[0], np.full(SHAPE[1:], np.nan), broken[2]]))
     with pytest.raises(InputError, match="truth must be"):
         board().add("2020-01-01", LEAD, fields[0, 1], broken[:1])
+
+
+def test_cells_without_a_truth_do_not_count_in_any_score(fields: np.ndarray) -> None:
+    """A hole in the truth, whatever the forecast says there: every score is that of the other cells."""
+    members, truth, land = fields[:, 0], fields[0, 1], np.zeros(SHAPE, bool)
+    land[0, 2:5, 3:9] = True
+    weights = formulas.region_weights(LATITUDE, [np.ones(SHAPE[1:], bool)])
+    sea = np.where(land[0], 0, weights[0].reshape(SHAPE[1:]))[None] / weights[0][~land[0].ravel()].sum()
+    scores, without = board(), board()
+    scores.add("2020-01-01", LEAD, members, np.where(land, np.nan, truth))
+    without.add("2020-01-01", LEAD, members, truth)
+    found, complete = scores.table().isel(lead=0), without.table().isel(lead=0)
+    error = members.mean(0) - truth
+    shares = (members > 5e4).mean(0), truth > 5e4
+    wanted = {
+        "mae": abs(error),
+        "crps": abs(members - truth).mean(0) - sum(abs(a - b) for a, b in combinations(members, 2)) / 12,
+        "debiased_mse": error**2 - members.var(0, ddof=1) / 4,
+    }
+    found_here, complete = found.sel(region="global"), complete.sel(region="global", channel=["u850", "v850"])
+    for name, field in wanted.items():
+        assert float(found_here[name].sel(channel="z500")) == pytest.approx((field[0] * sea).sum(), rel=1e-12)
+        np.testing.assert_allclose(found_here[name].sel(channel=["u850", "v850"]), complete[name], rtol=1e-12)
+    np.testing.assert_allclose(found_here["coverage"], [1 - weights[0][land[0].ravel()].sum(), 1, 1], rtol=1e-15)
+    np.testing.assert_array_equal(found["rank_counts"].sum("rank"), (~land).sum((1, 2)))
+    expected = (((shares[0] - shares[1]) ** 2)[0] * sea).sum()
+    assert formulas.brier(members, np.where(land, np.nan, truth), 5e4, weights)[0, 0] == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from tests import apart
 from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
+from unipercept.app.forecaster import training, windows
 from unipercept.app.forecaster.cascade import Cascade, Stage
 from unipercept.app.forecaster.forecast import initial_state
 from unipercept.app.forecaster.frames import Frames
@@ -143,6 +144,57 @@ def test_hand_over_states_are_the_earlier_stages_own_forecasts(
         assert torch.equal(windows[i].season, plain[i].season[lead : lead + 2])
 
 
+def test_hand_over_states_in_a_file_are_those_in_memory(
+    model: ForecastModel, other_model: ForecastModel, frames: Frames, tmp_path: Path
+) -> None:
+    cascade = Cascade([Stage.of(other_model, 9)])
+    kept = HandOverWindows(frames, model, cascade, 4, 2, batch_size=5)
+    told: list[tuple[int, int]] = []
+    on_disk = HandOverWindows(
+        frames, model, cascade, 4, 2, batch_size=5, file=tmp_path / "states", on_progress=lambda *n: told.append(n)
+    )
+    assert torch.equal(kept.inputs, on_disk.inputs)
+    assert told[-1] == (len(kept), len(kept))
+    assert list(tmp_path.iterdir()) == []  # nothing is left, even after a kill
+
+
+def test_phases_start_from_no_more_forecasts_than_the_disk_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(training, "MAX_HANDED_BYTES", 7 * 4 * 2 * 3 * 8 * 16)
+    trained(tmp_path, phases=PHASES[2:], on_preparation=lambda what, done, total: made.append(total))
+    assert 0 < max(made) <= 7
+
+
+def test_states_read_by_workers_train_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = trained(tmp_path / "memory", phases=PHASES[:1])
+    monkeypatch.setattr(windows, "MAX_CACHE_BYTES", 0)
+    streamed = trained(tmp_path / "stream", phases=PHASES[:1], workers=1)
+    assert torch.equal(weights(in_memory), weights(streamed))
+    assert json.loads((tmp_path / "stream" / "00-one-step" / "config.json").read_text())["num_workers"] == 1
+
+
+def test_a_store_whose_chunks_hold_many_times_is_said_to_be_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, n_times in (("many", 8), ("one", 1)):
+        waves(24).chunk(time=n_times).to_zarr(tmp_path / name)
+    many, one = (Frames(tmp_path / name, CHANNELS) for name in ("many", "one"))
+    assert windows.slow_reading(many) is None  # it fits memory
+    monkeypatch.setattr(windows, "MAX_CACHE_BYTES", 0)
+    assert "hold 8 times" in str(windows.slow_reading(many))
+    assert windows.slow_reading(one) is None
+
+
+def test_a_window_has_a_gap_that_another_state_makes_up_for(model: ForecastModel) -> None:
+    source = waves(12)
+    times = source["time"].values.copy()
+    times[5] += np.timedelta64(3, "h")  # 9 h after the state before, 3 h before the next
+    starts = Windows(Frames(source.assign_coords(time=times), CHANNELS), model, 1).starts
+    assert starts.tolist() == [0, 1, 2, 6, 7, 8, 9]
+
+
 def test_a_table_gives_the_same_batches_as_the_source(frames: Frames) -> None:
     model = tiny_model(frames, solar=True)
     table, plain = StateTable(frames, model), Windows(frames, model, 3, slice(4, 30), stride=2)
@@ -243,13 +295,13 @@ def test_rollouts_grow_while_validation_improves(tmp_path: Path) -> None:
 
 def train_without_chance(folder: Path, shard: bool = False) -> ForecastModel:
     torch.set_num_threads(1)
-    return trained(folder, phases=[replace(phase, drop_path_rate=0.0) for phase in PHASES[:2]], shard=shard)
+    return trained(folder, phases=[replace(phase, drop_path_rate=0.0) for phase in PHASES], shard=shard)
 
 
 @pytest.mark.parametrize("way", ["replicate", pytest.param("shard", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(tmp_path: Path, way: str) -> None:
     apart.run_together(train_without_chance, tmp_path / "two", way == "shard", said=tmp_path / "said.txt")
     one = train_without_chance(tmp_path / "one")
-    two = ForecastModel.load(tmp_path / "two" / "01-rollout" / "model.safetensors")
-    # Sums in another order: float32's rounding, grown by AdamW's division in twelve updates.
+    two = ForecastModel.load(tmp_path / "two" / "02-replay" / "model.safetensors")
+    # Sums in another order: float32's rounding, grown by AdamW's division in sixteen updates.
     assert torch.allclose(weights(one), weights(two), rtol=1e-3, atol=2e-5)
