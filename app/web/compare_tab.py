@@ -40,7 +40,7 @@ EMPTY_SEARCH = "The nearest recordings appear here; click one to open it."
 def compare_tab(context: Context) -> gr.Dropdown:
     """Build the tab; gives the list of models, which is filled later."""
     model = _compare_part(context)
-    gr.Markdown("### Search an archive")
+    gr.Markdown("## Search an archive")
     _search_part(context)
     return model
 

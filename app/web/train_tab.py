@@ -36,7 +36,7 @@ EMPTY = "The learning curve, the scores of the model and its files appear here."
 def train_tab(context: Context) -> None:
     """Build the tab."""
     run_name = _train_part(context)
-    gr.Markdown("### Try it")
+    gr.Markdown("## Try it")
     _try_part(context, run_name)
 
 
@@ -191,14 +191,13 @@ def _scores(trained: TrainedRun) -> str:
     rows = [
         [
             part,
-            f"{100 * found['accuracy']:.1f} %",
-            f"{100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f} %",
+            f"{100 * found['accuracy']:.1f} % ({100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
             str(found["n"]),
             f"{100 * found['expected_calibration_error']:.1f} %",
         ]
         for part, found in evaluated.items()
     ]
-    table = words.table(["part", "accuracy", "95 % interval", "recordings", "calibration error"], rows)
+    table = words.table(["part", "accuracy (95 % interval)", "recordings", "calibration error"], rows)
     is_few = bool(evaluated) and list(evaluated.values())[-1]["n"] < ENOUGH
     few = words.note("There are few test recordings, so the interval is wide.") if is_few else ""
     skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in trained.skipped[:5])

@@ -97,7 +97,7 @@ def folded(summary: str, content: str) -> str:
 
 def matrix(values: NDArray[Any], names: Sequence[str]) -> str:
     """A square table of numbers from -1 to 1, blue for near and orange for far."""
-    head = "<th></th>" + "".join(f'<th scope="col" title="{escape(n)}">{i + 1}</th>' for i, n in enumerate(names))
+    head = "<td></td>" + "".join(f'<th scope="col" title="{escape(n)}">{i + 1}</th>' for i, n in enumerate(names))
     body = ""
     for i, name in enumerate(names):
         cells = "".join(_number(float(v)) for v in values[i])

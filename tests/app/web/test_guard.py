@@ -116,6 +116,14 @@ def test_values_that_an_action_does_not_take_are_one_line(visitor, name, count, 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_number_that_is_none_is_one_line(visitor):  # Python reads NaN in JSON, and no limit of a slider stops it
+    content = '{"data": [null, "1,2\\n3,4", [], NaN, 2]}'
+    made = visitor.post("/gradio_api/call/forecast", content=content, headers={"Content-Type": "application/json"})
+    text = visitor.get(f"/gradio_api/call/forecast/{made.json()['event_id']}").text
+    assert "event: error" in text
+    assert "Use via API" in text
+
+
 def test_too_few_values_are_one_line(visitor):
     event, data = call(visitor, "perceive")
     assert (event, "Use via API" in json.loads(data)["error"]) == ("error", True)
