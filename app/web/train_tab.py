@@ -61,14 +61,10 @@ def _train_part(context: Context) -> gr.State:
 
     async def run_train(clips: str | None, learns: str, epochs: float, request: gr.Request) -> AsyncIterator[list[Any]]:
         work = _work(context, clips, learns, epochs)
-        try:
-            async for update in context.updates(
-                "train", work, request, _draw, outputs, is_long=True, draw_news=_draw_curve
-            ):
-                yield update
-        except RefusalError:
-            _forget(context, clips)
-            raise
+        async for update in context.updates(
+            "train", work, request, _draw, outputs, is_long=True, draw_news=_draw_curve
+        ):
+            yield update
 
     async def train(
         clips: str, learns: str = "network", epochs: float = EPOCHS, request: gr.Request | None = None
@@ -77,11 +73,7 @@ def _train_part(context: Context) -> gr.State:
 
         `learns` is "network" or "head" (both from `universal`), or "scratch".
         """
-        try:
-            trained = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
-        except RefusalError:
-            _forget(context, clips)
-            raise
+        trained = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
         return trained.to_dict(), trained.files()
 
     slow = context.slow("train")
@@ -148,12 +140,6 @@ def _work(context: Context, clips: str | None, learns: str, epochs: float) -> Ca
     if not clips:
         raise RefusalError("choose a zip file first")
     return partial(train_on_zip, Path(clips), learns, int(epochs), max_bytes=4 * context.options.max_file_bytes)
-
-
-def _forget(context: Context, clips: str | None) -> None:
-    """Nothing of an archive that was refused is kept."""
-    if clips and not Path(clips).is_relative_to(context.examples.folder):
-        context.sessions.forget(clips)
 
 
 def _own_run(context: Context, name: str, request: gr.Request | None) -> Path:
