@@ -96,6 +96,7 @@ def test_round_frequencies_are_marked_and_the_ends_where_none_lies_between():
     assert words == ["100", "200", "500"]
     assert places == pytest.approx([0.5, 1.5, 4.5])
     assert frequency_ticks(np.array([510.0, 700.0, 990.0]))[1] == ["510", "990"]
+    assert frequency_ticks(np.linspace(50, 8000, 64))[1] == ["100", "1,000", "2,000", "5,000"]  # 200 Hz is one bin away
 
 
 @pytest.mark.parametrize(("freq", "first"), [("D", "2024-01-01"), ("4D", "2024-01"), ("30D", "2024")])

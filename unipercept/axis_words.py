@@ -19,6 +19,8 @@ TIME_UNITS = ((31_556_952.0, "years", 2), (86_400.0, "days", 3), (3_600.0, "h", 
 # (days, characters): dates that span more than so many days are cut to so many characters of 2024-01-31 06:00.
 DATE_LENGTHS = ((4 * 366, 4), (120, 7), (4, 10), (0, 16))
 
+TICK_SHARE = 0.06  # of an axis of frequencies, that the words of one tick take
+
 
 @dataclass(frozen=True)
 class ReadableAxis:
@@ -75,13 +77,18 @@ def readable(emap: EmbeddingMap, name: str) -> ReadableAxis:
 
 def frequency_ticks(hertz: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:
     """Round frequencies within ascending ones, such as the centres of mel bins: where they lie,
-    counted in bins, and their words.
+    counted in bins, and their words. Of those that would overlap the lowest is named.
     """
     low, high = float(hertz[0]), float(hertz[-1])
     powers = range(math.floor(math.log10(max(low, 1))), math.ceil(math.log10(max(high, 1))) + 1)
     round_ones = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
     shown = [value for value in round_ones if max(low, 100) <= value <= high] or [low, high]
-    return np.interp(shown, hertz, np.arange(len(hertz))), [f"{value:,.0f}" for value in shown]
+    places = np.interp(shown, hertz, np.arange(len(hertz)))
+    apart = [0]
+    for number in range(1, len(places)):
+        if places[number] - places[apart[-1]] >= TICK_SHARE * len(hertz):
+            apart.append(number)
+    return places[apart], [f"{shown[number]:,.0f}" for number in apart]
 
 
 def _round_numbers(low: float, high: float, count: int) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ def draw_map(emap: EmbeddingMap) -> Figure:
     elif emap.modality == "video":
         axes.imshow(np.asarray(emap.to_image()))
         axes.set(xticks=[], yticks=[], xlabel="the frames, row by row")
-    elif emap.tensor.shape[1] == 3:
+    elif emap.modality == "image" and emap.tensor.shape[1] == 3:
         axes.imshow(np.asarray(emap.to_image()))
         for axis, name in ((axes.yaxis, "y"), (axes.xaxis, "x")):
             _label(axis, readable(emap, name))

@@ -15,5 +15,5 @@ The server:
     sessions        whose file is whose; files unpacks archives; guard and blocks enforce both
     jobs, job       a job as the server and as the work see it; workers and worker are both ends of the pipe
     metrics         counters for /metrics and /health
-    gradio_import   imports gradio in half the time
+    gradio_import   imports gradio in half the time, and refuses one that the demo does not fit
 """

@@ -5,6 +5,7 @@ what it makes belongs to them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 import gradio as gr
@@ -24,9 +25,7 @@ class OwnedBlocks(gr.Blocks):
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As gradio's, between a check of the files that come in and a note of those that go out."""
         visitor = visitor_of(kwargs.get("request"))
-        if (
-            kwargs.get("iterator") is None
-        ):  # a generator that goes on was checked when it began, and gets no inputs again
+        if kwargs.get("iterator") is None:  # one that goes on was checked when it began, and gets no inputs again
             for path in file_paths(inputs):
                 self._check(visitor, path)
         try:
@@ -53,6 +52,8 @@ class OwnedBlocks(gr.Blocks):
                 several = value if widget.multiselect else [value]
                 if not all(part is None or isinstance(part, str) for part in several or ()):
                     raise RefusalError(UNFIT)
+            elif isinstance(value, float) and not isfinite(value):  # within no limits, and yet not outside them
+                raise RefusalError(UNFIT)
         return values
 
     def _check(self, visitor: str | None, path: str) -> None:

@@ -91,7 +91,9 @@ def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any],
     )
     figure.update_xaxes(title="longitude in °E", range=[float(longitude.min()), float(longitude.max())])
     figure.update_yaxes(title="latitude in °N", range=[float(latitude.min()), float(latitude.max())])
-    figure.update_layout(title={"text": escape(title), "font": {"size": 13}, "x": 0.5, "y": 0.97, "yanchor": "top"})
+    figure.update_layout(
+        title={"text": escape(title), "font": {"size": 13}, "x": 1, "xanchor": "right", "y": 0.97, "yanchor": "top"}
+    )
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from html import escape
 from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ EMPTY_SEARCH = "The nearest recordings appear here; click one to open it."
 def compare_tab(context: Context) -> gr.Dropdown:
     """Build the tab; gives the list of models, which is filled later."""
     model = _compare_part(context)
-    gr.Markdown("### Search an archive")
+    gr.Markdown("## Search an archive")
     _search_part(context)
     return model
 
@@ -160,7 +161,7 @@ def _compared(result: Compared) -> list[Any]:
         tables = words.matrix(result.similarity(centred=True), result.names) + words.folded(
             "With what they have in common", whole
         )
-    networks = words.names(sorted(result.networks))
+    networks = escape(", ".join(sorted(result.networks)))
     tables = f"<p><b>Cosine similarity</b> of the vectors by {networks} ({scale}):</p>{tables}"
     value = picking.plane(result.plane(), result.names, result.modalities)
     return [

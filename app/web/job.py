@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SCRATCH = "scratch"
+
 
 class StoppedError(Exception):
     """Raised inside a job that was cancelled or is late; never seen by visitors."""
@@ -20,7 +22,7 @@ class Job:
     """Passed to the work: reports its progress, and stops it when asked to.
 
     Args:
-        folder: the visitor's own, for files that the work writes.
+        folder: the job's own, for files that the visitor gets; it goes where the job does not end well.
         on_tell: called with what is told, in a worker to pass it on.
     """
 
@@ -30,6 +32,13 @@ class Job:
     text: str = "starting"
     news: Any = None
     on_tell: Callable[[float, str, Any], object] | None = None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what the work alone needs; it goes when the job ends, however that is."""
+        made = self.folder / SCRATCH
+        made.mkdir(exist_ok=True)
+        return made
 
     def tell(self, share: float, text: str, news: Any = None) -> None:
         """Progress from 0 to 1 in words, perhaps with something to draw; the place where work stops.

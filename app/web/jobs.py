@@ -8,15 +8,17 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from secrets import token_hex
+from shutil import rmtree
 from typing import Any, Generic, TypeVar
 
 import gradio as gr
 
-from unipercept.app.web.job import Job, without_folders
+from unipercept.app.web.job import SCRATCH, Job, without_folders
 from unipercept.app.web.metrics import Metrics
 from unipercept.app.web.workers import FailedError
 from unipercept.errors import UniperceptError, one_line
@@ -47,7 +49,7 @@ async def run_job(
     """Run `work` in a thread, where it waits for a worker, giving its progress as it changes and its value in the end.
 
     When the consumer goes away (cancel, a closed page) or the time is up, the work is told to stop, and
-    its place is free for others.
+    its place is free for others. What a job has written that did not end well is deleted.
 
     Raises:
         RefusalError: the work failed or is late.
@@ -64,6 +66,7 @@ async def run_job(
         except BaseException as error:
             box.error = error
         finally:
+            _tidy(folder, is_wanted=box.error is None and not job.stop.is_set())
             if not loop.is_closed():
                 loop.call_soon_threadsafe(ended.set)
 
@@ -90,6 +93,13 @@ async def run_job(
     finally:
         job.stop.set()
         metrics.end(name, outcome, time.monotonic() - began)
+
+
+def _tidy(folder: Path, *, is_wanted: bool) -> None:
+    """Delete what a job has written that nobody gets: all of it, or its scratch and a folder left empty."""
+    rmtree(folder / SCRATCH if is_wanted else folder, ignore_errors=True)
+    with suppress(OSError):  # it is gone, or holds files that are wanted
+        folder.rmdir()
 
 
 class _Box(Generic[T]):

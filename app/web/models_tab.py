@@ -105,9 +105,11 @@ def _tables(known: Sequence[dict[str, Any]]) -> str:
 
 
 def _table(cards: Sequence[dict[str, Any]]) -> str:
-    return words.table(
-        ["model", "parameters", "vector", "head", "trained on", "metric"], [_row(card) for card in cards]
-    )
+    """A row each, without columns that say the same of all: their cards have it."""
+    header = ["model", "parameters", "vector", "head", "trained on", "metric"]
+    rows = [_row(card) for card in cards]
+    told = [i for i, column in enumerate(zip(*rows, strict=True)) if len(set(column)) > 1 or len(rows) == 1]
+    return words.table([header[i] for i in told], [[row[i] for i in told] for row in rows])
 
 
 def _row(card: dict[str, Any]) -> list[str]:

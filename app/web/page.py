@@ -58,7 +58,8 @@ OPEN = """() => {
   if (wanted && /^[a-z]+$/.test(wanted)) until(open, 50);
   setTimeout(() => { window.unipercept_opened = true; }, 1500);
 }"""
-# gradio names all boxes for files alike, links to files by their size, and pictures not at all.
+# gradio names all boxes for files alike, the button that adds files by the key of a translation, links to files by
+# their size, and pictures not at all.
 NAMES = """() => {
   const name = () => {
     for (const block of document.querySelectorAll('.block')) {
@@ -66,6 +67,10 @@ NAMES = """() => {
       if (!label) continue;
       for (const box of block.querySelectorAll('button[aria-label="Click to upload or drop files"]'))
         box.setAttribute('aria-label', label + ': click to upload, or drop files');
+      for (const add of block.querySelectorAll('button[aria-label="common.upload"]')) {
+        add.setAttribute('aria-label', label + ': add more');
+        add.title = 'Add more';
+      }
       for (const picture of block.querySelectorAll('img')) if (!picture.alt) picture.alt = label;
       for (const link of block.querySelectorAll('a.download-link[download]'))
         if (!link.hasAttribute('aria-label')) link.setAttribute('aria-label', 'Download ' + link.download);
@@ -107,7 +112,7 @@ def build_page(context: Context) -> OwnedBlocks:
             page.load(what.function, what.inputs, what.outputs, **parts.QUIET, **context.quick)
     page.state_session_capacity = SESSIONS_KEPT
     page.queue()
-    page._queue = TurnQueue.of(page._queue, context.metrics.refuse)
+    page._queue = TurnQueue.of(page, context.metrics.refuse)
     return page
 
 

@@ -68,7 +68,7 @@ def table_file(file: str | None, pasted: str, job: Job) -> Path:
         raise InputError("send a table, or paste one as CSV")
     if len(pasted) > MAX_PASTED:
         raise InputError(f"at most {MAX_PASTED:,} characters are pasted; send a file instead")
-    path = job.folder / "pasted.csv"
+    path = job.scratch / "pasted.csv"
     path.write_text(pasted, encoding="utf-8")
     return path
 

@@ -111,15 +111,6 @@ class Sessions:
         """How much a visitor's jobs have written."""
         return sum(_size(path) for path in (self.folder / "work" / visitor).rglob("*"))
 
-    def forget(self, path: str | Path) -> None:
-        """Delete one file at once: what was refused is not kept."""
-        absolute = str(Path(path).absolute())
-        with self._lock:
-            for owner in self._owners.pop(absolute, set()):
-                self._visitors[owner].paths.discard(absolute)
-                self._visitors[owner].sent.discard(absolute)
-        _delete(Path(absolute), self.folder)
-
     def close(self, visitor: str) -> None:
         """Delete all that a visitor has."""
         with self._lock:
@@ -155,7 +146,7 @@ class Sessions:
 
     def _has_nothing(self, name: str, known: _Visitor) -> bool:
         """Whether nothing is lost with a visitor: programs without cookies are a new one at every request."""
-        return not known.pages and not known.paths and not (self.folder / "work" / name).exists()
+        return not known.pages and not known.paths and not any((self.folder / "work" / name).glob("*"))
 
     def counts(self) -> tuple[int, int]:
         """Visitors and open pages."""

@@ -26,9 +26,9 @@ CSS = """
 [id$="-status"] .pending {opacity: 0}
 [id$="-status"] .wrap:has(.error) {display: none}
 .up-cancel {visibility: hidden}
-.column:has(progress) .up-cancel {visibility: visible}
-.column:has([id$="-status"] .wrap:not(.hide)) .up-cancel {visibility: visible}
-.column:not(:has(progress)):has([id$="-status"] .wrap .error:not(.hide)) .up-cancel {visibility: hidden}
+.row > .column:has(.up-status progress) .up-cancel {visibility: visible}
+.row > .column:has([id$="-status"] .wrap:not(.hide)) .up-cancel {visibility: visible}
+.row > .column:not(:has(.up-status progress)):has([id$="-status"] .wrap .error:not(.hide)) .up-cancel {visibility: hidden}
 .up-empty {border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.6rem 1.4rem; text-align: center; color: var(--body-text-color-subdued)}
 .up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .5rem 0; font-size: .93rem; overflow-wrap: anywhere}
 .up-good {border-left-color: #009e73}
@@ -40,6 +40,7 @@ CSS = """
 .up-facts td {padding: .25rem .6rem .25rem 0; overflow-wrap: anywhere; vertical-align: top; font-variant-numeric: tabular-nums}
 .up-facts td.up-short {white-space: nowrap}
 .up-facts td:not(.up-short):not(:only-of-type) {min-width: min(13rem, 28vw)}
+#models-table td:not(.up-short) {min-width: 13rem}
 .up-facts tr {border-bottom: 1px solid var(--border-color-primary)}
 .up-scroll {overflow-x: auto}
 .up-matrix {border-collapse: collapse; font-size: .82rem}
@@ -79,10 +80,13 @@ footer .divider, footer .show-api-divider {display: none}
 }
 """
 
-# Rules for narrow pages that reach above gradio's `.contain`: it sets that before each rule within an @media of `css`.
+# Rules that reach above gradio's `.contain`: it sets that before each rule within an @media of `css`.
 HEAD = (
-    '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex">'
-    "<style>@media (max-width: 520px) {.gradio-container > .main {padding: .6rem .75rem !important}}</style>"
+    '<meta name="color-scheme" content="light dark"><meta name="robots" content="noindex"><style>'
+    "@media (max-width: 520px) {.gradio-container > .main {padding: .6rem .75rem !important}}"
+    "@media (prefers-reduced-motion: reduce) {*, ::before, ::after "
+    "{animation-duration: 1ms !important; animation-iteration-count: 1 !important; transition-duration: 1ms !important}}"
+    "</style>"
 )
 
 
@@ -121,6 +125,11 @@ def theme_arguments() -> dict[str, Any]:
         block_info_text_color_dark="*neutral_400",
         block_label_text_color="*neutral_700",
         block_title_text_color="*neutral_700",
+        link_text_color="#00629b",
+        link_text_color_dark="#56b4e9",
+        link_text_color_hover_dark="#7cbbe0",
+        link_text_color_active_dark="#56b4e9",
+        link_text_color_visited_dark="#56b4e9",
         button_primary_background_fill="#00629b",
         button_primary_background_fill_hover="#004f7c",
         button_primary_background_fill_dark="#0072b2",

@@ -36,7 +36,7 @@ EMPTY = "The learning curve, the scores of the model and its files appear here."
 def train_tab(context: Context) -> None:
     """Build the tab."""
     run_name = _train_part(context)
-    gr.Markdown("### Try it")
+    gr.Markdown("## Try it")
     _try_part(context, run_name)
 
 
@@ -61,14 +61,10 @@ def _train_part(context: Context) -> gr.State:
 
     async def run_train(clips: str | None, learns: str, epochs: float, request: gr.Request) -> AsyncIterator[list[Any]]:
         work = _work(context, clips, learns, epochs)
-        try:
-            async for update in context.updates(
-                "train", work, request, _draw, outputs, is_long=True, draw_news=_draw_curve
-            ):
-                yield update
-        except RefusalError:
-            _forget(context, clips)
-            raise
+        async for update in context.updates(
+            "train", work, request, _draw, outputs, is_long=True, draw_news=_draw_curve
+        ):
+            yield update
 
     async def train(
         clips: str, learns: str = "network", epochs: float = EPOCHS, request: gr.Request | None = None
@@ -77,11 +73,7 @@ def _train_part(context: Context) -> gr.State:
 
         `learns` is "network" or "head" (both from `universal`), or "scratch".
         """
-        try:
-            trained = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
-        except RefusalError:
-            _forget(context, clips)
-            raise
+        trained = await context.result("train", _work(context, clips, learns, epochs), request, is_long=True)
         return trained.to_dict(), trained.files()
 
     slow = context.slow("train")
@@ -150,12 +142,6 @@ def _work(context: Context, clips: str | None, learns: str, epochs: float) -> Ca
     return partial(train_on_zip, Path(clips), learns, int(epochs), max_bytes=4 * context.options.max_file_bytes)
 
 
-def _forget(context: Context, clips: str | None) -> None:
-    """Nothing of an archive that was refused is kept."""
-    if clips and not Path(clips).is_relative_to(context.examples.folder):
-        context.sessions.forget(clips)
-
-
 def _own_run(context: Context, name: str, request: gr.Request | None) -> Path:
     try:
         return run_folder(context.sessions, visitor_of(request) or "", name)
@@ -191,14 +177,13 @@ def _scores(trained: TrainedRun) -> str:
     rows = [
         [
             part,
-            f"{100 * found['accuracy']:.1f} %",
-            f"{100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f} %",
+            f"{100 * found['accuracy']:.1f} % ({100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f})",
             str(found["n"]),
             f"{100 * found['expected_calibration_error']:.1f} %",
         ]
         for part, found in evaluated.items()
     ]
-    table = words.table(["part", "accuracy", "95 % interval", "recordings", "calibration error"], rows)
+    table = words.table(["part", "accuracy (95 % interval)", "recordings", "calibration error"], rows)
     is_few = bool(evaluated) and list(evaluated.values())[-1]["n"] < ENOUGH
     few = words.note("There are few test recordings, so the interval is wide.") if is_few else ""
     skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in trained.skipped[:5])

@@ -84,7 +84,7 @@ def train_on_zip(packed: Path, learns: str, epochs: int, job: Job, max_bytes: in
         raise InputError(f"what learns must be one of {', '.join(LEARNS)}, got {learns[:40]!r}")
     if not 1 <= epochs <= MAX_EPOCHS:
         raise InputError(f"epochs must lie within 1 and {MAX_EPOCHS}, got {epochs}")
-    top = unpack(packed, job.folder / "clips", max_bytes, lambda share: job.tell(0.05 * share, "unpacking"))
+    top = unpack(packed, job.scratch / "clips", max_bytes, lambda share: job.tell(0.05 * share, "unpacking"))
     job.tell(0.05, "loading the library")
     from unipercept.perception.run import train_run
 
@@ -100,8 +100,7 @@ def train_on_zip(packed: Path, learns: str, epochs: int, job: Job, max_bytes: in
         on_decode=told.decoded,
         on_progress=told.stepped,
     )
-    for done in (job.folder / "clips", output / "fit"):  # recordings and checkpoints: nobody asks for them again
-        shutil.rmtree(done, ignore_errors=True)
+    shutil.rmtree(output / "fit", ignore_errors=True)  # checkpoints: nobody asks for them again
     packed_run = _zipped(output, job.folder / f"{called}.zip")
     for name in FILES:  # by links: the model takes its place on the disk once
         packed_run.with_name(f"{called}-{name}").hardlink_to(output / name)

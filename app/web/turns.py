@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import HTTPException
+from gradio.blocks import Blocks
 from gradio.queueing import Queue
 
 from unipercept.app.web.blocks import visitor_of
@@ -26,11 +27,22 @@ class TurnQueue(Queue):
     on_refusal: Callable[[str], object]
 
     @classmethod
-    def of(cls, queue: Any, on_refusal: Callable[[str], object]) -> TurnQueue:
-        """gradio's queue, made one of these; `on_refusal` is told the reason of each refusal."""
-        queue.__class__ = cls  # gradio makes it, and takes no class
-        made: TurnQueue = queue
-        made.max_size, made.on_refusal = MOST_WAITING, on_refusal
+    def of(cls, page: Blocks, on_refusal: Callable[[str], object]) -> TurnQueue:
+        """A queue for a page, with the settings of the one that gradio made: it takes no class of queue.
+
+        Args:
+            on_refusal: told the reason of each refusal.
+        """
+        theirs = page._queue
+        made = cls(
+            live_updates=theirs.live_updates,
+            concurrency_count=theirs.max_thread_count,
+            update_intervals=theirs.update_intervals,
+            max_size=MOST_WAITING,
+            blocks=page,
+            default_concurrency_limit=theirs.default_concurrency_limit,
+        )
+        made.on_refusal = on_refusal
         return made
 
     async def push(self, body: Any, request: Any, username: str | None) -> Any:

@@ -167,7 +167,7 @@ def predict(
         frames,
         times,
         n_steps,
-        job.folder / "forecast.zarr",
+        job.scratch / "forecast.zarr",
         ensemble=ensemble,
         batch_size=len(times),
         on_step=stepped,
@@ -238,7 +238,7 @@ def _given(file: Path | None, data: Path | None, job: Job, max_bytes: int) -> tu
         assert data is not None
         return data, data.name
     if zipfile.is_zipfile(file):
-        return unpack(file, job.folder / "fields.zarr", max_bytes), file.name
+        return unpack(file, job.scratch / "fields.zarr", max_bytes), file.name
     return file, file.name
 
 

@@ -97,7 +97,7 @@ def folded(summary: str, content: str) -> str:
 
 def matrix(values: NDArray[Any], names: Sequence[str]) -> str:
     """A square table of numbers from -1 to 1, blue for near and orange for far."""
-    head = "<th></th>" + "".join(f'<th scope="col" title="{escape(n)}">{i + 1}</th>' for i, n in enumerate(names))
+    head = "<td></td>" + "".join(f'<th scope="col" title="{escape(n)}">{i + 1}</th>' for i, n in enumerate(names))
     body = ""
     for i, name in enumerate(names):
         cells = "".join(_number(float(v)) for v in values[i])
@@ -112,18 +112,6 @@ def _number(value: float) -> str:
     if np.isnan(value):
         return '<td title="of different networks" style="color:inherit">–</td>'
     return f'<td style="background:{_tint(value)}">{value:.2f}</td>'
-
-
-def names(values: Sequence[str]) -> str:
-    """Names with commas, as HTML."""
-    return ", ".join(escape(value) for value in values)
-
-
-def plain(value: Any) -> str:
-    """A fact as people write it."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value[:6])) + (" …" if len(value) > 6 else "")
-    return f"{value:,.4g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def size(n_bytes: float) -> str:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+import unipercept
 from unipercept import page
 from unipercept.app.tour import forecast, inputs, known, report
 from unipercept.datasets.synthetic import write_samples
@@ -137,7 +138,6 @@ def test_numbers_stand_to_the_right_and_words_to_the_left():
 def test_the_map_of_a_picture_is_drawn_in_the_pictures_own_pixels(tmp_path):
     from PIL import Image
 
-    import unipercept
     from unipercept.app.tour.drawing import draw_map
 
     Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
@@ -147,3 +147,18 @@ def test_the_map_of_a_picture_is_drawn_in_the_pictures_own_pixels(tmp_path):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x in px", "y in px")
     last = max(int(label.get_text().replace(",", "")) for label in axes.get_xticklabels())
     assert emap.tensor.shape[-1] < last <= 640
+
+
+def test_the_map_of_fields_is_drawn_in_degrees_whatever_their_number(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    from unipercept.app.tour.drawing import draw_map
+
+    levels, latitude, longitude = [850, 500, 250], np.linspace(90, -90, 19), np.arange(0, 360, 10.0)
+    values = np.random.default_rng(0).normal(5e4, 1e3, (3, 19, 36))
+    coords = {"level": levels, "latitude": latitude, "longitude": longitude}
+    xarray.Dataset({"z": (tuple(coords), values, {"units": "m**2 s**-2"})}, coords).to_netcdf(tmp_path / "three.nc")
+    emap = next(iter(unipercept.pipeline("weather").maps(tmp_path / "three.nc")))
+    assert emap.tensor.shape[1] == 3  # as many as a picture has
+    axes = draw_map(emap).axes[0]
+    assert axes.get_xlabel().startswith("longitude in ")
+    assert axes.get_ylabel().startswith("latitude in ")

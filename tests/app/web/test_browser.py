@@ -233,6 +233,19 @@ def test_what_was_trained_names_a_recording_and_refuses_a_corrupt_one(visit, rec
     visit.errors[:] = [line for line in visit.errors if "broken" not in line]
 
 
+def test_cancel_is_there_only_while_its_own_job_runs(visit):
+    visit.page.get_by_text("The earth (video)", exact=True).click()  # its player has a bar of progress, too
+    visit.wait_text("#perceive-status", r"video, [\d.]+ s")
+    visit.page.locator("video").first.wait_for(timeout=LONG)
+    sync_api.expect(visit.page.locator("#perceive-cancel")).to_be_hidden(timeout=LONG)
+    visit.tab("Compare")
+    visit.page.locator("#compare-example").click()
+    visit.wait_text("#compare-status", r"\d of 8")
+    assert visit.page.locator("#compare-cancel").is_visible()
+    assert not visit.page.locator("#search-cancel").is_visible()
+    visit.wait_text("#compare-status", "8 recordings")
+
+
 def test_the_vector_that_is_downloaded_is_the_vector(visit, recordings):
     visit.send("perceive", [recordings["picture"]])
     visit.wait_text("#perceive-status", r"image, [\d.]+ s")
@@ -342,6 +355,8 @@ def test_all_that_one_can_press_or_look_at_has_a_name(visit):
     visit.page.locator("#perceive-map img[alt]").wait_for(timeout=LONG)
     for title in ("Compare", "Train", "Perceive"):
         visit.tab(title)
+        if title == "Compare":
+            visit.main_flow("compare")  # its list of files has a button that adds more
         visit.page.wait_for_timeout(1000)
         nodes = [n for n in accessibility.send("Accessibility.getFullAXTree")["nodes"] if not n["ignored"]]
         found = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes]
@@ -349,6 +364,7 @@ def test_all_that_one_can_press_or_look_at_has_a_name(visit):
         boxes = [name for role, name in found if role == "button" and "drop files" in name]
         assert len(boxes) == len(set(boxes))
         assert all(not name.startswith("Click") for name in boxes)
+        assert all("common." not in name for _, name in found)
 
 
 def test_a_tab_and_an_example_open_by_the_keyboard(visit):

@@ -77,6 +77,28 @@ def test_work_stops_at_its_next_word_when_nobody_waits(tmp_path):
     assert stopped.wait(5)
 
 
+def test_what_nobody_gets_of_a_job_is_deleted(tmp_path):
+    def well(job):
+        (job.scratch / "unpacked").write_bytes(b"x")
+        (job.folder / "result").write_bytes(b"x")
+
+    def badly(job):
+        well(job)
+        raise InputError("no")
+
+    def silently(job):
+        return 42
+
+    for work, left in ((well, {"well", "well/result"}), (badly, set()), (silently, set())):
+        folder = tmp_path / work.__name__
+        folder.mkdir()
+        try:
+            gather(work, folder)
+        except gradio.Error:
+            assert work is badly
+        assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_relative_to(folder)} == left
+
+
 def test_words_of_visitors_are_escaped_and_folders_left_out(tmp_path):
     import tempfile
 

@@ -9,9 +9,10 @@ import time
 import pytest
 
 from tests.app.web import works
+from unipercept.app.web.gradio_import import import_gradio
 from unipercept.app.web.job import Job, StoppedError
 from unipercept.app.web.workers import FailedError, Workers
-from unipercept.errors import InputError
+from unipercept.errors import InputError, MissingDependencyError
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,19 @@ assert gradio.Button("press").click
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_gradio_whose_insides_are_others_is_refused_in_one_line(monkeypatch):
+    queueing = pytest.importorskip("gradio.queueing")
+
+    async def push(self, body, request):
+        """As a later gradio might have it: without the user's name."""
+
+    monkeypatch.setattr(queueing.Queue, "push", push)
+    with pytest.raises(
+        MissingDependencyError, match=r"gradio\.queueing\.Queue\.push of gradio [\d.]+ lacks .* pip install"
+    ):
+        import_gradio()
+    monkeypatch.delattr(queueing.Queue, "push")
+    with pytest.raises(MissingDependencyError, match="lacks"):
+        import_gradio()
