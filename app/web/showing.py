@@ -12,6 +12,7 @@ import numpy as np
 
 from unipercept.app.web import charts, words
 from unipercept.errors import import_optional
+from unipercept.results.drawing import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -118,7 +119,7 @@ def figure_image(figure: Figure) -> Image:
     for text in figure.findobj(Text):
         text.set_color(charts.INK)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
+    write_figure(figure, buffer, DPI, format="png", bbox_inches="tight")
     buffer.seek(0)
     opened = Image.open(buffer)
     opened.load()

@@ -119,13 +119,6 @@ def names(values: Sequence[str]) -> str:
     return ", ".join(escape(value) for value in values)
 
 
-def plain(value: Any) -> str:
-    """A fact as people write it."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value[:6])) + (" …" if len(value) > 6 else "")
-    return f"{value:,.4g}" if isinstance(value, float | np.floating) else str(value)
-
-
 def size(n_bytes: float) -> str:
     """Bytes in kB or MB."""
     return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:.1f} kB"
