@@ -179,26 +179,41 @@ def _compiled(
             f'#include "{HEADER.name}"',
             *(f"#define {name} {value}" for name, value in defines),
             f'#include "{SOURCE_NAME}"',
+            f"EMU_PLACE_SHARED({shared_bytes})",
             'extern "C" __attribute__((visibility("default")))',
             f"const char* emu_run(emu::Launch* launch) {{ return emu::run(launch, {kernel}); }}",
             "",
         )
     )
     # Hidden names: one library's must not stand in for another's.
-    flags = [*FLAGS, "-fvisibility=hidden", f"-DEMU_SHARED_BYTES={shared_bytes}", *(SANITIZE_FLAGS if sanitize else ())]
-    key = hashlib.sha256("\0".join((unit, source, HEADER.read_text("utf-8"), _version(), *flags)).encode()).hexdigest()[
-        :32
-    ]
-    library = _cache() / f"{key}.so"
+    flags = [*FLAGS, "-fvisibility=hidden", *(SANITIZE_FLAGS if sanitize else ())]
+    library = _cache() / f"{_key(unit, source, *flags)}.so"
     if not library.exists():
+        header = _compiled_header(tuple(flags))
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             (Path(folder) / "unit.cpp").write_text(unit, "utf-8")
             (Path(folder) / SOURCE_NAME).write_text(source, "utf-8")
             # Two steps: with -fsanitize the linker would add libraries that have to be loaded before Python.
-            _gxx(folder, *flags, f"-I{HEADER.parent}", "-c", "unit.cpp", "-o", "unit.o")
+            _gxx(folder, *flags, f"-I{header}", f"-I{HEADER.parent}", "-c", "unit.cpp", "-o", "unit.o")
             _gxx(folder, "-shared", "unit.o", "-o", "unit.so")
             os.replace(Path(folder) / "unit.so", library)
     return library
+
+
+@functools.cache
+def _compiled_header(flags: tuple[str, ...]) -> Path:
+    """A folder with `emulation.h` compiled, which saves each kernel a third of its time; g++ finds it by its name."""
+    place = _cache() / f"{_key(*flags)}-header"
+    if not place.exists():
+        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+            _gxx(folder, *flags, "-x", "c++-header", str(HEADER), "-o", f"{HEADER.name}.gch")
+            place.mkdir(exist_ok=True)
+            os.replace(Path(folder) / f"{HEADER.name}.gch", place / f"{HEADER.name}.gch")
+    return place
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\0".join((HEADER.read_text("utf-8"), _version(), *parts)).encode()).hexdigest()[:32]
 
 
 def _gxx(folder: str, *options: str) -> None:
