@@ -26,7 +26,7 @@ MAX_SHARED_BYTES = 227 * 1024  # of one block on sm_90
 ALIGNMENT = 16  # of a tensor's storage; on the GPU it is more, but no access is wider than this
 
 FLAGS = (
-    *("-O1", "-std=c++17", "-fno-strict-aliasing", "-fPIC", "-w"),
+    *("-Og", "-std=c++17", "-fno-strict-aliasing", "-fPIC", "-w"),
     "-foptimize-sibling-calls",  # fewer returns on the way from fiber to fiber: each is mispredicted
     *(
         "-gdwarf-4",
