@@ -250,10 +250,12 @@ def test_threads_in_different_blocks_do_not_meet(threads):
     """Blocks of unlike kernels divide their workspaces differently, and each thread is in one of its own."""
     kernels = [normal(40, 1, size, size, seed=size, fan=size**2) for size in (13, 3, 13, 3, 3)]
     blocks = [block._replace(conv_w=w) for block, w in zip(random_blocks(40, 5), kernels, strict=True)]
-    for seed in range(40):
-        x = normal(6, 40, 14, 14, seed=seed).contiguous(memory_format=torch.channels_last)
-        expected = folded_blocks(x, blocks, implementation="reference")
-        assert torch.allclose(folded_blocks(x, blocks, implementation="cpu"), expected, atol=1e-4)
+    maps = [normal(6, 40, 14, 14, seed=seed).contiguous(memory_format=torch.channels_last) for seed in range(40)]
+    torch.set_num_threads(1)  # torch's own threads would spin
+    expected = [folded_blocks(x, blocks, implementation="reference") for x in maps]
+    torch.set_num_threads(threads)
+    for x, of_torch in zip(maps, expected, strict=True):
+        assert torch.allclose(folded_blocks(x, blocks, implementation="cpu"), of_torch, atol=1e-4)
 
 
 OTHER_WIDTH = """
