@@ -25,7 +25,7 @@ MAX_THREADS = 1024
 MAX_SHARED_BYTES = 227 * 1024  # of one block on sm_90
 ALIGNMENT = 16  # of a tensor's storage; on the GPU it is more, but no access is wider than this
 
-FLAGS = (
+FLAGS = (  # -Og: compiling takes most of the time, and -O1 takes a third more of it
     *("-Og", "-std=c++17", "-fno-strict-aliasing", "-fPIC", "-w"),
     "-foptimize-sibling-calls",  # fewer returns on the way from fiber to fiber: each is mispredicted
     *(
@@ -34,7 +34,7 @@ FLAGS = (
     ),  # lines alone (the last counts); with version 5, addr2line of Debian 12 takes the one file for the other
     "-U_FORTIFY_SOURCE",  # its longjmp refuses to leave one stack for another
 )
-SANITIZE_FLAGS = (
+SANITIZE_FLAGS = (  # -Og: compiling takes most of the time, and -O1 takes a third more of it
     "-DEMU_SANITIZE",
     "-fsanitize=bounds,bounds-strict,alignment,shift,integer-divide-by-zero,signed-integer-overflow",
     "-fsanitize=thread",
