@@ -12,7 +12,6 @@ import numpy as np
 
 from unipercept.app.web import charts, words
 from unipercept.errors import import_optional
-from unipercept.results.drawing import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,6 +109,8 @@ def figure_image(figure: Figure) -> Image:
     """A matplotlib figure as a picture without ground, its ink in the grey of the charts: for light and dark pages."""
     from matplotlib.text import Text
     from PIL import Image
+
+    from unipercept.results.drawing import write_figure
 
     figure.patch.set_visible(False)
     for axes in figure.axes:
