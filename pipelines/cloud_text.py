@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
+from unipercept.pipelines.text_formats import is_number
 
 MAX_HEADER_LINES = 20
 Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]  # Nx3 vertices, Mx3 numbers of vertices
@@ -103,7 +104,7 @@ def text_layout(head: bytes) -> TextLayout | None:
         words = [word.strip().strip('"').lower() for word in line.strip().lstrip("#/ ").split(delimiter or None)]
         decimal = "," if delimiter == ";" and "," in line and "." not in line else "."
         numbers = [word.replace(decimal, ".") for word in words]
-        if not line.lstrip().startswith(("#", "/")) and sum(map(_is_number, numbers)) >= 3:
+        if not line.lstrip().startswith(("#", "/")) and sum(map(is_number, numbers)) >= 3:
             return TextLayout(delimiter, number, columns, decimal=decimal)
         if {"x", "y", "z"} <= set(words):
             columns = tuple(words.index(name) for name in "xyz")
@@ -197,14 +198,6 @@ def read_text_points(path: Path, layout: TextLayout) -> NDArray[np.float64]:
         )  # fmt: skip
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no list of points: {one_line(error)}") from error
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def off_counts(head: bytes) -> tuple[int, int]:

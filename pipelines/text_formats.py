@@ -100,10 +100,11 @@ def _delimiter(lines: list[str], named: str | None) -> str | None:
 
 def _numeric_columns(fields: list[str]) -> int:
     """How many fields are numbers ("nan" counts: a gap in a measurement)."""
-    return sum(_is_number(field) for field in fields)
+    return sum(is_number(field) for field in fields)
 
 
-def _is_number(field: str) -> bool:
+def is_number(field: str) -> bool:
+    """Whether a word reads as a number; "nan" and "inf" do."""
     try:
         float(field)
     except ValueError:

@@ -1,7 +1,8 @@
 """Work in processes of its own, which tests kill, interrupt, measure, or let train together.
 
 They are forked from a process that has imported torch and the rest already: a fresh interpreter takes 3 s of a core for
-that. Tests of what a fresh interpreter does start one by themselves.
+that, and 2 s more for torch._dynamo, which torch imports when a custom operator is first differentiated. Tests of what
+a fresh interpreter does start one by themselves.
 """
 
 import multiprocessing
@@ -17,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["torch", "numpy", "pandas", "xarray", "pytest", "unipercept.api", "unipercept.cli", "unipercept.encode_job", "unipercept.train"]
+    ["torch", "torch._dynamo", "numpy", "pandas", "xarray", "pytest", "unipercept.api", "unipercept.cli", "unipercept.encode_job", "unipercept.train"]
 )  # fmt: skip
 
 

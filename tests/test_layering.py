@@ -5,6 +5,7 @@ kernels <- core of unipercept <- pipelines, datasets <- unipercept/api.py <- app
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,23 @@ def source_files() -> list[tuple[str, Path]]:
 MODULES = dict(source_files())
 
 
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The source of every module, parsed."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@cache
+def on_load() -> dict[str, set[str]]:
+    """What every module imports as soon as it is imported."""
+    return {name: set(imports_on_load(tree)) for name, tree in trees().items()}
+
+
+def libraries(module: str) -> set[str]:
+    """First names of what it imports then."""
+    return {name.split(".")[0] for name in on_load()[module]}
+
+
 def ring(module: str) -> str:
     """The ring that a module lies in."""
     for outer, name in OUTER_MODULES.items():
@@ -113,48 +131,43 @@ def violations(module: str, tree: ast.Module) -> list[str]:
     return [name for name in targets if ring(name) != own and ring(name) not in MAY_IMPORT[own]]
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "unipercept"])
-def test_imports_point_inwards(module: str) -> None:
-    wrong = violations(module, ast.parse(MODULES[module].read_text()))
-    assert not wrong, f"{module} ({ring(module)}) must not import {', '.join(wrong)}"
+def test_imports_point_inwards() -> None:
+    wrong = {name: violations(name, tree) for name, tree in trees().items() if name != "unipercept"}
+    assert not {f"{name} ({ring(name)}) must not import": found for name, found in wrong.items() if found}
 
 
 def test_the_package_itself_loads_nothing_of_the_outer_rings() -> None:
     """Its front-door names are imported when first used, and by type checkers."""
-    tree = ast.parse(MODULES["unipercept"].read_text())
-    loaded = {name for name in imports_on_load(tree) if name.startswith("unipercept")}
+    loaded = {name for name in on_load()["unipercept"] if name.startswith("unipercept")}
     assert {ring(name) for name in loaded} <= {"errors", "kernels", "core"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_heavy_libraries_are_imported_on_use(module: str) -> None:
+def test_heavy_libraries_are_imported_on_use() -> None:
     """The web demo's page is gradio: its modules may load it, and nothing but functions loads them."""
-    loaded = {name.split(".")[0] for name in imports_on_load(ast.parse(MODULES[module].read_text()))}
-    allowed = {"gradio"} if module.startswith("unipercept.app.web.") else set()
-    assert not loaded & (IMPORTED_ON_USE - allowed)
+    for module in MODULES:
+        allowed = {"gradio"} if module.startswith("unipercept.app.web.") else set()
+        assert not libraries(module) & (IMPORTED_ON_USE - allowed), module
 
 
 def test_modules_that_load_gradio_are_loaded_by_their_like_and_in_functions_alone() -> None:
-    on_load = {module: set(imports_on_load(ast.parse(path.read_text()))) for module, path in MODULES.items()}
-    with_gradio = {module for module, names in on_load.items() if "gradio" in {n.split(".")[0] for n in names}}
+    with_gradio = {module for module in MODULES if "gradio" in libraries(module)}
     assert with_gradio
-    for module, names in on_load.items():
+    for module, names in on_load().items():
         assert module.startswith("unipercept.app.web.") or not names & with_gradio, module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_triton_is_loaded_by_gpu_modules_alone(module: str) -> None:
-    loaded = {name.split(".")[0] for name in imports_on_load(ast.parse(MODULES[module].read_text()))}
-    assert "triton" not in loaded or module.split(".")[-1].startswith("gpu")
+def test_triton_is_loaded_by_gpu_modules_alone() -> None:
+    for module in MODULES:
+        assert "triton" not in libraries(module) or module.split(".")[-1].startswith("gpu"), module
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_names_are_imported_from_where_they_are_defined(module: str) -> None:
+def test_names_are_imported_from_where_they_are_defined() -> None:
     """`from unipercept import perceive` would pull in the outer rings behind the checker's back."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "unipercept":
-            names = {alias.name for alias in node.names} - {"__version__"}
-            assert {f"unipercept.{name}" for name in names} <= set(MODULES)
+    for module, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "unipercept":
+                names = {alias.name for alias in node.names} - {"__version__"}
+                assert {f"unipercept.{name}" for name in names} <= set(MODULES), module
 
 
 def test_every_module_is_found() -> None:

@@ -13,6 +13,7 @@ from unipercept.errors import InputError
 from unipercept.page import page
 from unipercept.results import Anomalies, Embedding, Forecast, Labels
 from unipercept.results.anomalies import MAX_KINDS_SHOWN
+from unipercept.results.drawing import png
 
 LABELS = Labels(("cat", "dog", "owl"), (0.7, 0.2, 0.1), "a.jpg", "image", "m")
 VECTOR = Embedding(torch.nn.functional.normalize(torch.arange(8.0), dim=0), "a.jpg", "image", "m")
@@ -47,6 +48,7 @@ def test_every_result_saves_in_every_form(tmp_path, result, suffix):
 
 def test_a_name_that_the_font_lacks_is_drawn_without_a_word(tmp_path, recwarn):
     Labels(("猫",), (1.0,), "猫.jpg", "image", "a model").save(tmp_path / "cat.png")
+    assert png(replace(make_forecast(), variables=("気温", "heat")).plot("気温")).startswith(b"\x89PNG")
     assert not recwarn.list
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL.Image import Image
 
-from unipercept.errors import InputError
+from unipercept.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from unipercept.embedding import EmbeddingMap
@@ -55,7 +55,7 @@ def to_html(emap: EmbeddingMap) -> str:
     ]
     if emap.mask is not None:
         rows.append(("real input", f"{float(emap.mask.float().mean()):.1%}"))
-    rows += [(key, _short(value)) for key, value in emap.metadata.items()]
+    rows += [(key, shortened(str(value), 80)) for key, value in emap.metadata.items()]
     table = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in rows)
     return (
         "<div style='display:flex;gap:1em;align-items:flex-start'>"
@@ -115,8 +115,3 @@ def _tile(pictures: list[NDArray[Any]]) -> NDArray[Any]:
         top, left = i // columns * height, i % columns * width
         whole[top : top + height, left : left + width] = picture
     return whole
-
-
-def _short(value: object, limit: int = 80) -> str:
-    text = str(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -55,7 +55,11 @@ def one_line(error: object, limit: int = 300) -> str:
     """The text of an error from a library, folded to one line of at most `limit`
     characters that a terminal can show.
     """
-    text = printable(" ".join(str(error).split())) or type(error).__name__
+    return shortened(printable(" ".join(str(error).split())) or type(error).__name__, limit)
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` characters of a text, the last one an ellipsis if any are left out."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

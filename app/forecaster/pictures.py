@@ -17,7 +17,7 @@ from unipercept.app.forecaster.fields import check_same_grid, select_channel
 from unipercept.app.forecaster.projection import Array, Projection, cell_corners, coastlines, projection_of
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, import_optional
-from unipercept.results.drawing import plain_figure
+from unipercept.results.drawing import plain_figure, write_figure
 
 if TYPE_CHECKING:
     import xarray
@@ -168,7 +168,7 @@ def save(figure: Any, path: str | Path) -> None:
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"a picture is saved as .png, .pdf or .svg, got {path}")
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, bbox_inches="tight")
+        write_figure(figure, temporary, 130, bbox_inches="tight")
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:

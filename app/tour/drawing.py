@@ -14,7 +14,7 @@ from unipercept.axis_words import ReadableAxis, frequency_ticks, readable
 from unipercept.embedding import EmbeddingMap
 from unipercept.pipelines.pointcloud import PointCloudPipeline
 from unipercept.results import BLUE
-from unipercept.results.drawing import plain_figure
+from unipercept.results.drawing import plain_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,9 +93,8 @@ def png_bytes(picture: Figure | Image.Image) -> bytes:
     buffer = io.BytesIO()
     if isinstance(picture, Image.Image):
         picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+        return buffer.getvalue()
+    return png(picture)
 
 
 def _figure(size: tuple[float, float]) -> Figure:

@@ -110,6 +110,8 @@ def figure_image(figure: Figure) -> Image:
     from matplotlib.text import Text
     from PIL import Image
 
+    from unipercept.results.drawing import write_figure
+
     figure.patch.set_visible(False)
     for axes in figure.axes:
         axes.tick_params(colors=charts.INK)
@@ -118,7 +120,7 @@ def figure_image(figure: Figure) -> Image:
     for text in figure.findobj(Text):
         text.set_color(charts.INK)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
+    write_figure(figure, buffer, DPI, format="png", bbox_inches="tight")
     buffer.seek(0)
     opened = Image.open(buffer)
     opened.load()

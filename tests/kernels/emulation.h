@@ -62,19 +62,28 @@ static uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 // Shared memory: whole pages between two guards, and `smem` placed so that the launch's last byte (rounded up to 16, to
 // keep the alignment) is the last before the guard. 64 KB is the largest page of any machine we may meet.
+// How many bytes a launch has is not known here: this header is compiled once for all kernels. EMU_PLACE_SHARED makes
+// the arena, behind the kernel.
 #define EMU_PAGE 65536
-#define EMU_ROUNDED ((EMU_SHARED_BYTES + 15) / 16 * 16)
-#define EMU_PAGES ((EMU_ROUNDED + EMU_PAGE - 1) / EMU_PAGE * EMU_PAGE)
+#define EMU_MOST_SHARED_BYTES (227 * 1024)
+#define EMU_ROUND(bytes) (((bytes) + 15) / 16 * 16)
+#define EMU_ROUND_TO_PAGES(bytes) (((bytes) + EMU_PAGE - 1) / EMU_PAGE * EMU_PAGE)
+#define EMU_SHARED_BYTES emu_shared_bytes
+#define EMU_ROUNDED EMU_ROUND(EMU_SHARED_BYTES)
+#define EMU_PAGES EMU_ROUND_TO_PAGES(EMU_ROUNDED)
 #define EMU_TEXT_(...) #__VA_ARGS__
 #define EMU_TEXT(...) EMU_TEXT_(__VA_ARGS__)
-asm(".pushsection .bss.emu_shared, \"aw\", %nobits\n"
-    ".balign " EMU_TEXT(EMU_PAGE) "\n"
-    ".globl emu_arena\n.hidden emu_arena\n.globl smem\n.hidden smem\n"
-    "emu_arena: .zero " EMU_TEXT(EMU_PAGE + EMU_PAGES + EMU_PAGE) "\n"
-    ".set smem, emu_arena + " EMU_TEXT(EMU_PAGE + EMU_PAGES - EMU_ROUNDED) "\n"
-    ".popsection\n");
+#define EMU_PLACE_SHARED(bytes) \
+    asm(".pushsection .bss.emu_shared, \"aw\", %nobits\n" \
+        ".balign " EMU_TEXT(EMU_PAGE) "\n" \
+        ".globl emu_arena\n.hidden emu_arena\n.globl smem\n.hidden smem\n" \
+        "emu_arena: .zero " EMU_TEXT(EMU_PAGE + EMU_ROUND_TO_PAGES(EMU_ROUND(bytes)) + EMU_PAGE) "\n" \
+        ".set smem, emu_arena + " EMU_TEXT(EMU_PAGE + EMU_ROUND_TO_PAGES(EMU_ROUND(bytes)) - EMU_ROUND(bytes)) "\n" \
+        ".popsection\n"); \
+    const int emu_shared_bytes = bytes;
 extern unsigned char smem[];
 extern unsigned char emu_arena[];
+extern const int emu_shared_bytes;
 // where the linker put the library's first byte
 extern const char __ehdr_start[] __attribute__((visibility("hidden")));
 
@@ -354,7 +363,7 @@ struct Access {
     bool many, many_warps;  // also others in this phase; also of other warps
 };
 #ifdef EMU_SANITIZE
-static Access writers[EMU_ROUNDED + 1], readers[EMU_ROUNDED + 1];
+static Access writers[EMU_MOST_SHARED_BYTES + 1], readers[EMU_MOST_SHARED_BYTES + 1];
 
 EMU_PLAIN static bool conflict(const Access& other, u32 thread) {
     if (other.phase != phase) return false;

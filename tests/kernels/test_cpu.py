@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -194,12 +195,18 @@ def test_a_run_of_blocks_is_as_exact_as_torch_each_time(batch, are_workspaces_ke
         monkeypatch.setattr(workspace, "MAX_KEPT_FLOATS", 0)
         monkeypatch.setattr(workspace, "_mine", threading.local())
     blocks = random_blocks(20, 3)
-    wide = [BlockWeights(*(None if w is None else w.double() for w in block)) for block in blocks]
     for seed in range(3):
-        x = normal(batch, 20, 30, 17, seed=seed).contiguous(memory_format=torch.channels_last)
-        plain, exact = folded_blocks(x, blocks, implementation="reference"), folded_blocks(x.double(), wide)
-        found = folded_blocks(x, blocks, implementation="cpu")
-        assert_as_exact_as_torch(found, plain, exact)
+        x, plain, exact = expected_of_blocks(batch, seed)
+        assert_as_exact_as_torch(folded_blocks(x, blocks, implementation="cpu"), plain, exact)
+
+
+@cache
+def expected_of_blocks(batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A map, and what torch makes of it in float32 and in float64; the same for all threads and workspaces."""
+    blocks = random_blocks(20, 3)
+    wide = [BlockWeights(*(None if w is None else w.double() for w in block)) for block in blocks]
+    x = normal(batch, 20, 30, 17, seed=seed).contiguous(memory_format=torch.channels_last)
+    return x, folded_blocks(x, blocks, implementation="reference"), folded_blocks(x.double(), wide)
 
 
 def wide_stages(stages: list[Stage]) -> list[Stage]:
@@ -221,14 +228,21 @@ def test_all_stages_are_as_exact_as_torch_each_time(batch, are_workspaces_kept, 
         monkeypatch.setattr(workspace, "_mine", threading.local())
     stages = random_stages(3)
     for seed in range(3):
-        x = normal(batch, 3, 37, 70, seed=seed).contiguous(memory_format=memory_format)
-        plain, exact = (
-            folded_stages(x, stages, implementation="reference"),
-            folded_stages(x.double(), wide_stages(stages)),
-        )
+        x, plain, exact = expected_of_stages(batch, memory_format, seed)
         for found, *others in zip(folded_stages(x, stages, implementation="cpu"), plain, exact, strict=True):
             assert found.is_contiguous(memory_format=torch.channels_last)
             assert_as_exact_as_torch(found, *others)
+
+
+@cache
+def expected_of_stages(
+    batch: int, memory_format: torch.memory_format, seed: int
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """As `expected_of_blocks`."""
+    stages = random_stages(3)
+    x = normal(batch, 3, 37, 70, seed=seed).contiguous(memory_format=memory_format)
+    plain = folded_stages(x, stages, implementation="reference")
+    return x, plain, folded_stages(x.double(), wide_stages(stages))
 
 
 @pytest.mark.parametrize("threads", [2], indirect=True)
@@ -236,10 +250,12 @@ def test_threads_in_different_blocks_do_not_meet(threads):
     """Blocks of unlike kernels divide their workspaces differently, and each thread is in one of its own."""
     kernels = [normal(40, 1, size, size, seed=size, fan=size**2) for size in (13, 3, 13, 3, 3)]
     blocks = [block._replace(conv_w=w) for block, w in zip(random_blocks(40, 5), kernels, strict=True)]
-    for seed in range(40):
-        x = normal(6, 40, 14, 14, seed=seed).contiguous(memory_format=torch.channels_last)
-        expected = folded_blocks(x, blocks, implementation="reference")
-        assert torch.allclose(folded_blocks(x, blocks, implementation="cpu"), expected, atol=1e-4)
+    maps = [normal(6, 40, 14, 14, seed=seed).contiguous(memory_format=torch.channels_last) for seed in range(40)]
+    torch.set_num_threads(1)  # torch's own threads would spin
+    expected = [folded_blocks(x, blocks, implementation="reference") for x in maps]
+    torch.set_num_threads(threads)
+    for x, of_torch in zip(maps, expected, strict=True):
+        assert torch.allclose(folded_blocks(x, blocks, implementation="cpu"), of_torch, atol=1e-4)
 
 
 OTHER_WIDTH = """

@@ -275,29 +275,43 @@ def test_channels_that_fill_no_block():
     assert_close(found, weight_gradient_reference(x.double(), grad.double(), 7, 7, 1, "zero"), torch.float32)
 
 
+LIMITS = {
+    "sm_80": replace(H200, bulk_copies=False), "sm_86": A10, "sm_89": A10, "sm_90": H200, "sm_100": H200, "sm_120": RTX_5090
+}  # fmt: skip
+
+
+def plans_for(problem, limits):
+    """The forward pass and the weight gradient of a problem."""
+    tile = gpu.weight_gradient_tile(problem, 64, 80, limits)
+    return {
+        "forward": gpu_plans.forward_plan(problem, 64, 80, gpu.forward_tile(problem, 64, 80, limits), limits),
+        "weight gradient": gpu_plans.weight_gradient_plan(problem, 64, 80, tile, limits),
+    }
+
+
+@pytest.mark.parametrize("architecture", LIMITS)
+def test_no_plan_asks_for_more_shared_memory_than_there_is(architecture):
+    limits = LIMITS[architecture]
+    for problem in PROBLEMS:
+        for operation, plan in plans_for(problem, limits).items():
+            assert plan.shared_bytes <= limits.shared_bytes, (operation, problem)
+
+
 @pytest.mark.skipif(cuda.why_no_compiler() is not None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")
 @pytest.mark.parametrize(
     "architecture",
-    ["sm_80", "sm_86", *(pytest.param(f"sm_{n}", marks=pytest.mark.slow) for n in (89, 120)), "sm_90", "sm_100"],
+    [*(pytest.param(f"sm_{n}", marks=pytest.mark.slow) for n in (86, 89, 120)), "sm_80", "sm_90", "sm_100"],
 )
 @pytest.mark.parametrize("every_problem", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_they_compile_for_every_architecture(every_problem, architecture, tmp_path, monkeypatch):
     """Each kernel for the first problem that takes it, or for every problem, which takes three times as long."""
     monkeypatch.setenv("UNIPERCEPT_CACHE", str(tmp_path))
-    limits = {"sm_80": replace(H200, bulk_copies=False), "sm_86": A10, "sm_89": A10, "sm_120": RTX_5090}.get(
-        architecture, H200
-    )
     # The other architectures take the same branches as their predecessor, and one dtype suffices.
     own_code = architecture in ("sm_80", "sm_90")
     plans = {}
     for problem in PROBLEMS:
         of = problem if every_problem else problem.dtype if own_code else None
-        tile = gpu.weight_gradient_tile(problem, 64, 80, limits)
-        for operation, plan in (
-            ("forward", gpu_plans.forward_plan(problem, 64, 80, gpu.forward_tile(problem, 64, 80, limits), limits)),
-            ("weight gradient", gpu_plans.weight_gradient_plan(problem, 64, 80, tile, limits)),
-        ):
-            assert plan.shared_bytes <= limits.shared_bytes
+        for operation, plan in plans_for(problem, LIMITS[architecture]).items():
             plans.setdefault((operation, plan.files, of), plan)
     for plan in plans.values():
         assert cuda.compiled(gpu.PACKAGE, plan.files, plan.defines, architecture)[:4] == b"\x7fELF"

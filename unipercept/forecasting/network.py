@@ -89,7 +89,7 @@ class SeriesForecaster(nn.Module):
         nn.init.zeros_(self.spread.weight)
         self.median = config.quantiles.index(0.5)
         self.away: Tensor
-        self.register_buffer("away", _sums_away_from(self.median, levels), persistent=False)
+        self.register_buffer("away", sums_away_from(self.median, levels), persistent=False)
         with torch.no_grad():
             self.spread.bias.copy_(_normal_gaps(config.quantiles).repeat(later * self.patch))
 
@@ -248,7 +248,7 @@ def cycle_mean_weight(lookback: int, horizon: int, period: int) -> Tensor:
     return same / same.sum(1, keepdim=True).clamp(min=1)
 
 
-def _sums_away_from(median: int, levels: int) -> Tensor:
+def sums_away_from(median: int, levels: int) -> Tensor:
     """QxQ: which steps add up to a level's distance from the median, with their sign; the median itself is at none."""
     step, level = torch.arange(levels)[:, None], torch.arange(levels)
     above = (step > median) & (step <= level)

@@ -5,7 +5,6 @@ Shapes: O origins, H steps ahead, V series, Q quantile levels.
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY, "#000000")  # Okabe and Ito, after blue and orange
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a picture file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def draw_errors_by_step(found: Backtest, choice: Choice) -> Figure:

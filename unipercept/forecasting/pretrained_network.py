@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from unipercept.errors import InputError
 from unipercept.forecasting.blocks import SeriesBlock
+from unipercept.forecasting.network import sums_away_from
 from unipercept.forecasting.settings import QUANTILES
 
 MEMORIES = (0.0, 0.5, 0.8, 0.95)  # of a smoothed level, from one step to the next
@@ -77,7 +78,7 @@ class PretrainedNetwork(nn.Module):
         with torch.no_grad():
             self.out.bias.copy_(_first_bias(self.n_plain, config.quantiles).repeat(later))
         self.away: Tensor
-        self.register_buffer("away", _sums_away_from(self.median, levels), persistent=False)
+        self.register_buffer("away", sums_away_from(self.median, levels), persistent=False)
 
     def steps_seen(self, period: int) -> int:
         """L at most."""
@@ -326,9 +327,3 @@ def _first_bias(n_plain: int, quantiles: tuple[float, ...]) -> Tensor:
     gaps = torch.log(torch.expm1(torch.special.ndtri(levels).diff())).float()
     median = quantiles.index(0.5)
     return torch.cat([torch.zeros(n_plain + DIRECTIONS + 1), gaps[:median], torch.zeros(1), gaps[median:]])
-
-
-def _sums_away_from(median: int, levels: int) -> Tensor:
-    """QxQ: which gaps add up to a level's distance from the median, with their sign."""
-    gap, level = torch.arange(levels)[:, None], torch.arange(levels)
-    return ((gap > median) & (gap <= level)).float() - ((gap < median) & (gap >= level)).float()

@@ -13,11 +13,12 @@ from unipercept.atomic import atomic_path
 from unipercept.forecasting.backtest import Backtest
 from unipercept.forecasting.choose import Choice
 from unipercept.forecasting.forecast import ForecastResult
-from unipercept.forecasting.pictures import draw_errors_by_step, draw_reliability, png
+from unipercept.forecasting.pictures import draw_errors_by_step, draw_reliability
 from unipercept.forecasting.prepare import Prepared
 from unipercept.forecasting.scores import INTERVALS, MEDIAN, Score
 from unipercept.page import facts, figure, page, table
 from unipercept.results import plain_times
+from unipercept.results.drawing import png
 
 MAX_PICTURES = 12
 MAX_LISTED = 40  # series in the table of errors

@@ -21,7 +21,7 @@ from unipercept.perception.packs import MapMaker, Packs, make_pipeline, to_raw
 from unipercept.perception.scores import Scores
 from unipercept.perception.settings import MapSettings
 from unipercept.results import BLUE, GREY, ORANGE
-from unipercept.results.drawing import plain_figure, short_dates
+from unipercept.results.drawing import plain_figure, png, short_dates
 from unipercept.train.history import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -247,6 +247,4 @@ def _settings(job: Mapping[str, Any]) -> str:
 def _png(drawn: Figure) -> bytes:
     for axes in drawn.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return png(drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from pathlib import Path
@@ -74,8 +75,18 @@ def title_with_notice(title: str, notice: str, width: int = 85) -> str:
     return "\n".join([title, *textwrap.wrap(notice, width)])
 
 
-def write_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
-    """Write a figure; the suffix decides the format. Letters that the font lacks become boxes, without a warning."""
+def png(figure: Figure, dpi: int = 110) -> bytes:
+    """The figure as the content of a PNG file."""
+    buffer = io.BytesIO()
+    write_figure(figure, buffer, dpi, format="png")
+    return buffer.getvalue()
+
+
+def write_figure(figure: Figure, place: Path | io.BytesIO, dpi: int = 150, **settings: Any) -> None:
+    """Write a figure, to a file in the format of its suffix; `settings` are those of `savefig`.
+
+    Letters that the font lacks become boxes, without a warning.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(place, dpi=dpi, **settings)

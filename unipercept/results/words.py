@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import as_text
+from unipercept.errors import as_text, shortened
 
 
 class HasOrigin(Protocol):
@@ -56,4 +56,5 @@ def text_array(names: tuple[str, ...]) -> NDArray[np.object_]:
 
 
 def short(name: str, limit: int = 24) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    """A name as pictures and lists have room for it."""
+    return shortened(name, limit)

@@ -1,1 +1,1 @@
-"""Equations that make weather-like data here: spectral shallow water, quasi-geostrophic flow, plane waves."""
+"""Equations that make weather-like data here: spectral shallow water and quasi-geostrophic flow."""
