@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -43,12 +44,22 @@ def on_cpu(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        _survive_forks()
         if torch.get_default_device().type == "cpu":  # the context takes time in every operation
             return function(*args, **kwargs)
         with torch.device("cpu"):
             return function(*args, **kwargs)
 
     return run
+
+
+@cache
+def _survive_forks() -> None:
+    """Let processes forked from now on compute with one thread, as the workers of torch's loaders do: the threads of
+    OpenMP are not there after a fork, and the first operation that waits for them would wait for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @contextmanager

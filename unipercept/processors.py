@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Thread
 
 # More threads wait for the interpreter's lock, and the one that feeds the network with them: small pictures are encoded
 # on a GPU at 302, 288 and 188 files/s with 4, 8 and 16 (benchmarks/results/encode_throughput.md).
@@ -27,11 +28,23 @@ def decoding_pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
     """
     import torch
 
-    n_threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(n_workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(n_workers, "decode", initializer=_use_one_thread, initargs=(torch.get_num_threads(),))
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        # set_num_threads in a worker also sets the default of threads that have not used torch yet, such as this one.
-        torch.set_num_threads(n_threads)
+
+
+def _use_one_thread(usual: int) -> None:
+    """Make torch single-threaded in the thread that calls; threads that have not used torch yet get `usual`.
+
+    set_num_threads sets the number of its own thread and of all those to come: another thread sets the latter back, at
+    once. Set back when a pool ends, it stayed at 1 where the pools of two requests of a server overlapped.
+    """
+    import torch
+
+    torch.get_num_threads()  # its first use of torch would otherwise be after this, and take the number for all
+    torch.set_num_threads(1)
+    other = Thread(target=torch.set_num_threads, args=(usual,))
+    other.start()
+    other.join()

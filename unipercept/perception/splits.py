@@ -42,7 +42,7 @@ def open_parts(
     Args:
         source: a name of `LABELLED_SETS`, or a folder.
         data: where the published set lies.
-        fold: for sets in folds, which one is the test: "2" for train-2 and fold-2. Default: that of `run`, or the first.
+        fold: for sets in folds, which one is the test: "2" for train-2 and fold-2. None: that of `run`, or the first.
         run: folder of a run whose recorded split holds, where it names recordings of a folder without parts: drawn
             anew after recordings came or went, test would hold some that trained the run. New ones are in no part.
 
