@@ -20,6 +20,7 @@ from unipercept.pipelines.base import PerceptionModel, Pipeline, as_array, check
 from unipercept.pipelines.cloud_files import Points, points_of_array, read_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
 
+N_BINS = 1 << 16  # of the places of points, of which a few thousand are needed
 DEFAULT_VIEWS = (0, 4, 5, 8)  # from a side, from two corners, from a pole: of VIEW_ANGLES
 
 
@@ -141,7 +142,7 @@ def chosen_points(points: Points, config: PointCloudConfig) -> Points:
         return points
     rng = np.random.default_rng(config.seed)
     ranks = rng.choice(len(points), config.n_points, replace=len(points) < config.n_points)
-    return points[np.argsort(_along_a_line(points))[ranks]]
+    return points[_with_ranks(_along_a_line(points), ranks)]
 
 
 def _along_a_line(points: Points) -> NDArray[np.float64]:
@@ -152,6 +153,21 @@ def _along_a_line(points: Points) -> NDArray[np.float64]:
     for column, stretch in ((1, math.sqrt(2)), (2, math.sqrt(3))):
         place += stretch * points[:, column].astype(np.float64)
     return place
+
+
+def _with_ranks(values: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of those of N values that have the given ranks; only values that share a bin with one are sorted."""
+    low, high = float(values.min()), float(values.max())
+    bins = ((values - low) * (N_BINS / (high - low) if high > low else 0.0)).astype(np.int32)
+    counts = np.bincount(bins)
+    bin_of_rank = np.searchsorted(counts.cumsum(), ranks, side="right")
+    is_needed = np.zeros(len(counts), bool)
+    is_needed[bin_of_rank] = True
+    kept = np.flatnonzero(is_needed[bins])
+    kept = kept[np.argsort(values[kept])]
+    n_left_out = np.where(is_needed, 0, counts).cumsum()  # below the end of each bin
+    found: NDArray[np.int64] = kept[ranks - n_left_out[bin_of_rank]]
+    return found
 
 
 def scale_value(scale: float) -> float:
