@@ -61,7 +61,8 @@ def encode_files(
     content_hash, vector, n_maps.
 
     Args:
-        inputs: files, folders (searched in sorted order; hidden names and what Windows leaves there skipped) and Zarr folders (one input each).
+        inputs: files, folders (searched in sorted order; hidden names and what Windows leaves there are skipped) and
+            Zarr folders (one input each).
         output: folder to make; its name ends in .parquet.
         settings: model, modality, device and batch size, with the defaults of `encode`.
         resume: continue where an earlier run into `output` ended; files that changed since are encoded again.
