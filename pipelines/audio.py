@@ -35,6 +35,7 @@ AUDIOSET = Normalisation(-4.2677393, 4.5689974)
 ESC50 = Normalisation(-6.6268077, 5.358466)
 
 MAX_AMPLITUDE = 32.0  # 30 dB above full scale: floating point that holds integers reaches further
+MAX_CHANNELS = 64  # of an array; with more, the samples lie along the rows, as soundfile reads them
 SHORT_CLIP_MULTIPLE = 128  # frames; a clip shorter than a window is padded up to a multiple of this
 
 
@@ -133,13 +134,17 @@ class Waveform:
             InputError: another shape, no samples, samples that are not finite, or no positive sample rate.
         """
         waveform = torch.as_tensor(samples)
+        if waveform.ndim == 2 and len(waveform) > max(waveform.shape[1], MAX_CHANNELS):
+            raise InputError(
+                f"sound must be N or channels x N real samples, got {tuple(waveform.shape)}; transpose samples x channels"
+            )
         if waveform.ndim == 2:
             waveform = _to_float(waveform).mean(dim=0)
         if waveform.ndim != 1 or not waveform.numel() or waveform.is_complex() or waveform.dtype == torch.bool:
             raise InputError(
                 f"sound must be N or channels x N real samples, got {tuple(torch.as_tensor(samples).shape)}"
             )
-        if sample_rate < 1:
+        if not sample_rate >= 1:  # NaN too
             raise InputError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
         waveform = _to_float(waveform)
         if not torch.isfinite(waveform).all():

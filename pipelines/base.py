@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from unipercept.devices import on_cpu
@@ -250,6 +252,14 @@ def unit_vector(total: Tensor) -> Tensor:
 def no_head_message(model: str, modality: str) -> str:
     can = "no model has" if modality == "weather" else "`unipercept models` lists the models that can"
     return f"model {model!r} has no trained head for {modality}: it can encode, but not classify; {can}"
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """Numbers in memory as an array: of an array, a list, or a tensor of any device and type."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
 
 
 def check_raw(raw: object, expected: type, from_array: str) -> None:

@@ -62,6 +62,8 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"#!AMR", "audio"),
     (b"\x0bw", "audio"),  # AC-3
     (b"caff", "audio"),
+    (b"wvpk", "audio"),  # WavPack
+    (b"TTA1", "audio"),
     (b"riff\x2e\x91\xcf\x11", "audio"),  # Sony Wave64
     (b"FLV\x01", "video"),
     (b"\x00\x00\x01\xba", "video"),

@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from unipercept.errors import InputError, one_line
+from unipercept.pipelines.base import as_array
 from unipercept.pipelines.files import check_file, open_error
 
 ORIENTATION_TAG = 0x0112  # EXIF and TIFF
@@ -76,7 +77,7 @@ class Picture:
         Raises:
             InputError: another shape or type, no pixels, or values that are not finite.
         """
-        array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        array = as_array(values)
         if isinstance(values, Tensor) and array.ndim == 3:
             array = array.transpose(1, 2, 0)
         if array.ndim == 3 and array.shape[2] == 1:

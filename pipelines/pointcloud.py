@@ -16,10 +16,11 @@ from torch import Tensor
 from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
+from unipercept.pipelines.base import PerceptionModel, Pipeline, as_array, check_raw
 from unipercept.pipelines.cloud_files import Points, points_of_array, read_points
 from unipercept.pipelines.projection import VIEW_ANGLES, depth_map, rotation, shade, splat_radius, unit_sphere
 
+N_BINS = 1 << 16  # of the places of points, of which a few thousand are needed
 DEFAULT_VIEWS = (0, 4, 5, 8)  # from a side, from two corners, from a pole: of VIEW_ANGLES
 
 
@@ -32,7 +33,8 @@ class PointCloudConfig:
         views: numbers of views in VIEW_ANGLES, an item of the batch each.
         mesh_points: points spread over a mesh.
         seed: of that spreading, and of choosing `n_points`.
-        n_points: every cloud is brought to so many points, at random (with repeats where it has fewer); 0 takes all.
+        n_points: every cloud is brought to so many points, drawn at random (with repeats where it has fewer); which
+            ones does not depend on their order. 0 takes all.
         with_scale: a fourth channel with the cloud's radius on the object, log2(radius) / 4: size in the file's units.
     """
 
@@ -66,14 +68,14 @@ class Cloud:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def from_array(points: NDArray[Any]) -> "Cloud":
+    def from_array(points: "NDArray[Any] | Tensor") -> "Cloud":
         """A cloud in memory, Nx3 or wider; further columns are left out.
 
         Raises:
             InputError: another shape, or no finite point.
         """
         facts: dict[str, Any] = {"format": "array"}
-        kept = points_of_array(points, "a cloud", facts)
+        kept = points_of_array(as_array(points), "a cloud", facts)
         kept = kept[np.isfinite(kept).all(axis=1)]
         if not len(kept):
             raise InputError(f"none of the {len(points)} points is finite; a cloud needs at least one")
@@ -133,11 +135,39 @@ class PointCloudPipeline(Pipeline[Cloud]):
 
 
 def chosen_points(points: Points, config: PointCloudConfig) -> Points:
-    """`config.n_points` of the points, the same for the same cloud; all of them where it is 0."""
+    """`config.n_points` of the points, the same for the same cloud whatever the order of its points; all of them where
+    it is 0.
+    """
     if not config.n_points or len(points) == config.n_points:
         return points
     rng = np.random.default_rng(config.seed)
-    return points[rng.choice(len(points), config.n_points, replace=len(points) < config.n_points)]
+    ranks = rng.choice(len(points), config.n_points, replace=len(points) < config.n_points)
+    return points[_with_ranks(_along_a_line(points), ranks)]
+
+
+def _along_a_line(points: Points) -> NDArray[np.float64]:
+    """Where N points lie along a direction in which the points of a grid have places of their own. Their order stays
+    that of a moved or rounded copy of the cloud, but for near neighbours; that of hashes would not.
+    """
+    place = points[:, 0].astype(np.float64)
+    for column, stretch in ((1, math.sqrt(2)), (2, math.sqrt(3))):
+        place += stretch * points[:, column].astype(np.float64)
+    return place
+
+
+def _with_ranks(values: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of those of N values that have the given ranks; only values that share a bin with one are sorted."""
+    low, high = float(values.min()), float(values.max())
+    bins = ((values - low) * (N_BINS / (high - low) if high > low else 0.0)).astype(np.int32)
+    counts = np.bincount(bins)
+    bin_of_rank = np.searchsorted(counts.cumsum(), ranks, side="right")
+    is_needed = np.zeros(len(counts), bool)
+    is_needed[bin_of_rank] = True
+    kept = np.flatnonzero(is_needed[bins])
+    kept = kept[np.argsort(values[kept])]
+    n_left_out = np.where(is_needed, 0, counts).cumsum()  # below the end of each bin
+    found: NDArray[np.int64] = kept[ranks - n_left_out[bin_of_rank]]
+    return found
 
 
 def scale_value(scale: float) -> float:

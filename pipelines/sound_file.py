@@ -1,8 +1,8 @@
 """Sound files as mono blocks at a requested sample rate, read in pieces whatever their length.
 
 libsndfile (through soundfile) reads wav, flac, ogg (Vorbis, Opus), mp3, aiff, au, caf, w64, rf64 and others. What it
-does not know (m4a/AAC, wma, webm, amr …) is read through PyAV where that is installed. Blocks hold about a second; the
-resampler is libsoxr's streaming one, so where the blocks end leaves no trace in the waveform.
+does not know (m4a/AAC, wma, webm, amr, WavPack …) is read through PyAV where that is installed. Blocks hold about a
+second; the resampler is libsoxr's streaming one, so where the blocks end leaves no trace in the waveform.
 
 A damaged file is refused, a FLAC that ends early too; a wav that was cut short is read as far as it goes.
 """

@@ -19,7 +19,7 @@ from torch import Tensor
 from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
+from unipercept.pipelines.base import PerceptionModel, Pipeline, as_array, check_raw
 from unipercept.pipelines.image import CROP_RATIO, IMAGENET_MEAN, IMAGENET_STD
 from unipercept.pipelines.video_readers import Frames, open_video
 
@@ -95,12 +95,15 @@ class Clip:
     times: tuple[float, ...] = ()
 
     @staticmethod
-    def from_array(frames: Frames, frame_rate: float = 25.0) -> "Clip":
+    def from_array(frames: "Frames | Tensor", frame_rate: float = 25.0) -> "Clip":
         """A clip of frames in memory, TxHxWx3 uint8.
 
         Raises:
-            InputError: another shape or type.
+            InputError: another shape or type, or no positive frame rate.
         """
+        frames = as_array(frames)
+        if not 0 < frame_rate < math.inf:
+            raise InputError(f"frame_rate must be a positive number of frames a second, got {frame_rate}")
         if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise InputError(f"frames must be TxHxWx3 uint8, got {frames.dtype} of shape {frames.shape}")
         seconds = len(frames) / frame_rate

@@ -55,13 +55,14 @@ def model(monkeypatch):
 
 
 def make_tree(folder: Path, n_pictures: int = 10) -> Path:
-    """Pictures in two folders, a hidden file, and nothing else."""
+    """Pictures in two folders, a hidden file, one that Windows leaves, and nothing else."""
     (folder / "b").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for index in range(n_pictures):
         pixels = rng.integers(0, 256, (40 + index, 50, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / ("b" if index % 2 else ".") / f"{index:02d}.png")
     (folder / ".hidden.png").write_bytes(b"not looked at")
+    (folder / "Thumbs.db").write_bytes(b"what Windows leaves")
     return folder
 
 

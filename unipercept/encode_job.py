@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from unipercept import __version__
 from unipercept.atomic import atomic_path
+from unipercept.datasets.folders import DESKTOP_FILES
 from unipercept.decoders import Decoders
 from unipercept.devices import resolve_device
 from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, content_hash, encode_chunks
@@ -62,7 +63,8 @@ def encode_files(
     content_hash, vector, n_maps.
 
     Args:
-        inputs: files, folders (searched in sorted order, hidden names skipped) and Zarr folders (one input each).
+        inputs: files, folders (searched in sorted order; hidden names and what Windows leaves there are skipped) and
+            Zarr folders (one input each).
         output: folder to make; its name ends in .parquet.
         settings: model, modality, device and batch size, with the defaults of `encode`.
         resume: continue where an earlier run into `output` ended; files that changed since are encoded again.
@@ -150,7 +152,7 @@ def _walk(folder: Path, skip: Path | None, parents: frozenset[tuple[int, int]]) 
         yield str(folder)  # one input, which will be listed as failed; the others go on
         return
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name.lower() in DESKTOP_FILES:
             continue
         path = folder / entry.name
         if _is_searched(path):

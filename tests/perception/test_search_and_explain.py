@@ -117,6 +117,15 @@ def test_a_peak_is_said_in_hertz_and_seconds(tmp_path):
         found.save(tmp_path / "why.txt")
 
 
+def test_the_view_with_the_strongest_evidence_is_said():
+    heat = torch.zeros(4, 2, 2)
+    heat[2, 0, 1] = 1
+    axes = {"y": Axis("H", torch.tensor([0.5, -0.5]), "1"), "x": Axis("W", torch.tensor([-0.5, 0.5]), "1")}
+    found = Explanation(heat, EmbeddingMap(torch.rand(4, 3, 2, 2), "pointcloud", axes), "cone", 0.9, "x.ply")
+    assert found.to_text().endswith("in view 3 of 4")
+    assert found.plot().axes[4].get_title() == "what it saw in view 3 of 4"
+
+
 def test_what_is_out_of_distribution_is_said_where_its_evidence_is_shown(tmp_path):
     from unipercept.perception.explain import explain_file
 

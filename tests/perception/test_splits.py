@@ -1,8 +1,12 @@
 """Which recordings train and which judge: copies of a file never do both unsaid."""
 
 import numpy as np
+import pytest
 
-from unipercept.perception.splits import PARTS, first_copies, open_parts, record
+from unipercept.datasets.esc import ESC10
+from unipercept.errors import InputError
+from unipercept.perception.run import check_unseen
+from unipercept.perception.splits import PARTS, first_copies, n_that_trained, open_parts, record
 
 
 def folder_of(root, contents):
@@ -74,3 +78,41 @@ def test_a_folder_that_has_grown_keeps_the_split_of_its_run(tmp_path):
 def test_classes_of_two_leave_no_test_part(tmp_path):
     parts, _ = open_parts(str(folder_of(tmp_path, {name: [f"{name}{i}".encode() for i in range(2)] for name in "ab"})))
     assert {name: len(part) for name, part in parts.items()} == {"train": 2, "validation": 2}
+
+
+def esc10_of(root):
+    """ESC-10's folders and names, a recording a class and fold, without any sound."""
+    for number, name in enumerate(ESC10.class_names, 1):
+        folder = root / f"{number:03d}_{name.replace(' ', '_')}"
+        folder.mkdir(parents=True)
+        for fold in range(1, 6):
+            for take in range(3):
+                (folder / f"{fold}-{number}{fold}{take}-A.ogg").write_bytes(b"sound")
+    return root
+
+
+def test_a_run_is_evaluated_on_its_own_fold_and_on_no_other(tmp_path):
+    """Without --fold the first fold judged a run that it had trained."""
+    data, run = esc10_of(tmp_path / "esc10"), tmp_path
+    trained, how = open_parts("esc10", data, fold="2")
+    record(trained, how, run)
+    assert open_parts("esc10", data, run=run)[0]["test"].ids == trained["test"].ids
+    assert n_that_trained(run, trained["test"]) == 0
+    other = open_parts("esc10", data, fold="1", run=run)[0]["test"]
+    assert n_that_trained(run, other) == len(other) == 30
+
+
+def test_universal_is_evaluated_on_the_fold_that_it_has_not_seen(tmp_path):
+    data = esc10_of(tmp_path)
+    check_unseen("universal", open_parts("esc10", data)[0]["test"])
+    for model in ("universal", "universal.fsdd"):  # one backbone
+        with pytest.raises(InputError, match="30 of the 30 recordings of esc10, fold-3, trained universal"):
+            check_unseen(model, open_parts("esc10", data, fold="3")[0]["test"])
+
+
+def test_copies_in_a_train_folder_do_not_validate_it_too(tmp_path):
+    folder_of(tmp_path / "train", {name: [f"{name}{i % 4}".encode() for i in range(12)] for name in "ab"})
+    folder_of(tmp_path / "test", {name: [f"{name} new {i}".encode() for i in range(2)] for name in "ab"})
+    for seed in range(5):
+        parts, _ = open_parts(str(tmp_path), seed=seed)
+        assert not contents_of(parts["train"]) & contents_of(parts["validation"])

@@ -349,6 +349,13 @@ def test_arrays_that_are_no_sound_are_refused(values):
     one_line_error(lambda: Waveform.from_array(values, 16_000))
 
 
+def test_samples_along_the_rows_are_refused():
+    """As soundfile and scipy read stereo: the mean over 16,000 channels was a sound of two samples."""
+    with pytest.raises(InputError, match="transpose"):
+        Waveform.from_array(np.zeros((16_000, 2), np.float32), 16_000)
+    one_line_error(lambda: Waveform.from_array(np.zeros(16_000), float("nan")))
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 6, 7, 8, 9])
 def test_channels_are_averaged_to_the_bit_as_numpy_does(channels):
     block = np.random.default_rng(channels).normal(size=(1000, channels)).astype(np.float32)

@@ -64,6 +64,18 @@ def test_every_sound_format_is_audio_whatever_its_name(tmp_path, format_name, su
     assert detect_modality(tmp_path / "x.jpg") == "audio"
 
 
+@pytest.mark.parametrize("codec", ["wavpack", "tta"])
+def test_lossless_sound_of_recorders_is_audio(tmp_path, codec):
+    av = pytest.importorskip("av")
+    with av.open(tmp_path / "x.jpg", "w", format={"wavpack": "wv"}.get(codec, codec)) as container:
+        stream = container.add_stream(codec, rate=8_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4_096), np.int16), format="s16p", layout="mono")
+        frame.sample_rate = 8_000
+        resampled = av.AudioResampler(format=stream.codec_context.format.name).resample(frame)
+        container.mux([packet for part in [*resampled, None] for packet in stream.encode(part)])
+    assert detect_modality(tmp_path / "x.jpg") == "audio"
+
+
 @pytest.mark.parametrize("rate", [8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
 def test_mpeg_audio_of_every_rate_is_a_sound(tmp_path, rate):
     soundfile = pytest.importorskip("soundfile")

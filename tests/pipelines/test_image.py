@@ -335,6 +335,8 @@ def test_arrays_tensors_and_pillow_images_are_the_same_picture():
     assert torch.equal(pipeline.embed(Picture.from_image(Image.fromarray(values))).tensor, expected)
     floats = pipeline.embed(Picture.from_array(values.astype(np.float32) / 255)).tensor
     assert (floats - expected).abs().mean() < 0.02  # bytes are rounded after each pass
+    halves = (torch.from_numpy(values).permute(2, 0, 1) / 255).bfloat16()
+    assert (pipeline.embed(Picture.from_array(halves)).tensor - expected).abs().mean() < 0.02
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,9 @@ def test_frames_in_memory_need_no_file():
     assert emap.tensor.shape == (1, 3, 64, 64)
     with pytest.raises(InputError, match="TxHxWx3 uint8"):
         Clip.from_array(np.zeros((20, 30, 40)))
+    for rate in (0, -25, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="frame_rate"):
+            Clip.from_array(np.zeros((2, 3, 4, 3), np.uint8), rate)
 
 
 @pytest.mark.parametrize("fault", ["empty", "text", "cut", "sound"])

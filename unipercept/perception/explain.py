@@ -58,8 +58,21 @@ class Explanation:
 
     def _places(self) -> list[int]:
         """The strongest place, as a position along each axis."""
-        _, row, column = np.unravel_index(int(self.heat.flatten().argmax()), tuple(self.heat.shape))
-        return [int(row if axis.dim == "H" else column) for axis in self.emap.coords.values()]
+        _, row, column = self._strongest()
+        return [row if axis.dim == "H" else column for axis in self.emap.coords.values()]
+
+    def _strongest(self) -> tuple[int, int, int]:
+        """Map, row and column of the strongest place."""
+        number, row, column = np.unravel_index(int(self.heat.flatten().argmax()), tuple(self.heat.shape))
+        return int(number), int(row), int(column)
+
+    def _of(self, number: int) -> str:
+        """Which of several maps: the variable of a series, the view of a cloud."""
+        names = self.emap.metadata.get("variables", ())
+        if number < len(names):
+            return f" of {names[number]}"
+        count = len(self.heat)
+        return f" in view {number + 1} of {count}" if self.emap.modality == "pointcloud" and count > 1 else ""
 
     def to_text(self) -> str:
         """A line with the class and the place of its strongest evidence; a second one if there is a notice."""
@@ -69,6 +82,7 @@ class Explanation:
             for (name, axis), position in zip(axes, self._places(), strict=True)
         )
         line = f"{printable(self.source)}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
+        line += printable(self._of(self._strongest()[0]))
         return f"{line}\n  {self.notice}" if self.notice else line
 
     def plot(self) -> Figure:
@@ -80,13 +94,12 @@ class Explanation:
         aspect: Any = "equal" if self.emap.modality in SEEN_BY_EYE else "auto"
         frames = self.emap.metadata.get("n_frames_in_map", 1) if self.emap.metadata.get("folding") == "stack" else 1
         saw = "what it saw" if frames == 1 else f"what it saw: the first of {frames} frames"
-        names = self.emap.metadata.get("variables", ())
         for i in range(count):
-            of = f" of {names[i]}" if i < len(names) else ""
+            of = self._of(i)
             picture = np.asarray(_three_channels(self.emap).to_image(i))
             for column, title in enumerate((saw + of, f"evidence for {self.label}")):
                 axes[i, column].imshow(picture, aspect=aspect, origin=origin)
-                if not i or names:  # else each row would say the same
+                if not i or of:  # else each row would say the same
                     axes[i, column].set_title(title, fontsize="medium")
                 _write_axes(axes[i, column], self.emap)
             heat = self.heat[i].numpy()

@@ -21,7 +21,7 @@ from unipercept.model_cards import model_card, model_of_set
 from unipercept.models import load_model
 from unipercept.perception.networks import fit_probe
 from unipercept.perception.packs import MapMaker, Packs, decode, make_pipeline
-from unipercept.perception.run import default_maps, modality_of
+from unipercept.perception.run import check_unseen, default_maps, modality_of
 from unipercept.perception.scores import wilson
 from unipercept.perception.series_statistics import series_statistics
 from unipercept.perception.settings import MapSettings
@@ -61,11 +61,12 @@ def compare_vectors(
         Name to {"neighbours", "probe", "probe_95_low", "probe_95_high", "dim"}; the model's name comes first.
 
     Raises:
-        InputError: no such set or model, or a set without a test split.
+        InputError: no such set or model, a set without a test split, or one whose test split trained the model.
     """
     parts, _ = open_parts(source, data, fold=fold, run=run_folder(model))
     if "test" not in parts:
         raise InputError(f"{source} has no test split to compare on; it has {', '.join(parts)}")
+    check_unseen(model, parts["test"])
     modality = modality_of(parts.values())
     return compare_parts(model_of_set(model, source, modality), parts, modality, limit=limit, device=device)
 

@@ -31,7 +31,7 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.devices import resolve_device
 from unipercept.errors import InputError, UniperceptError, as_text
 from unipercept.familiarity import save_beside
-from unipercept.model_cards import ModelCard, fingerprint, model_card, model_for, model_of_set
+from unipercept.model_cards import UNIVERSAL, ModelCard, fingerprint, model_card, model_for, model_of_set
 from unipercept.perception.measure_familiarity import N_LOOKED_AT, familiarity_of, spread
 from unipercept.perception.networks import (
     FrozenBackbone,
@@ -45,8 +45,9 @@ from unipercept.perception.networks import (
 from unipercept.perception.packs import Packs, check_skipped, decode, sound_settings
 from unipercept.perception.scores import Scores, best_temperature, pooled
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe, Tuning
-from unipercept.perception.splits import check_unchanged, open_parts, record, run_folder
+from unipercept.perception.splits import check_unchanged, n_that_trained, open_parts, record, run_folder
 from unipercept.perception.task import Task, logits_of
+from unipercept.perception.universal_data import TASKS
 from unipercept.pipelines.detect import detect_modality
 from unipercept.reparam import reparameterize
 from unipercept.train import Progress, fit, load_checkpoint, seed_everything
@@ -125,6 +126,8 @@ def train_run(
         raise InputError(f"{output} holds a run already; add --resume to go on with it, or name another folder")
     chosen_device = resolve_device(device)
     parts, how = open_parts(source, data, fold=fold, seed=seed)
+    if start is not None and "test" in parts and (seen := n_seen(start, parts["test"])):
+        how += f"; {seen} of the {len(parts['test'])} test recordings trained {start}, so the test score is too high"
     modality = modality_of(parts.values())
     if maps is None and start is not None and tuning != "full":  # a frozen backbone sees what it was trained on
         maps = _maps_of(start, modality)
@@ -450,8 +453,8 @@ def evaluate_run(
         on_decode: called with how many recordings have been decoded, and of how many.
 
     Raises:
-        InputError: no run or model, no such set, classes that the model does not know, or votes below 1 or
-            of a model without a recipe.
+        InputError: no run or model, no such set, a test split that trained the model, classes that it does not know,
+            or votes below 1 or of a model without a recipe.
     """
     from unipercept.datasets.folders import class_folders
     from unipercept.models import load_model
@@ -467,6 +470,8 @@ def evaluate_run(
         if split not in parts:
             raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}")
         samples = parts[split]
+    if split == "test":
+        check_unseen(str(run), samples)
     card = model_card(model_of_set(str(run), source, modality_of([samples])))
     names = card.labels()
     if names is None or not card.maps:
@@ -492,6 +497,31 @@ def evaluate_run(
         "per_class": {name: row for name, row in zip(names, scores.per_class(), strict=True) if row["support"]},
         "skipped": [list(pair) for pair in packs.skipped],
     }
+
+
+def n_seen(model: str, samples: LabelledSet) -> int:
+    """How many of the samples trained a model or chose its weights, as far as a run's record or the fold of
+    `universal` says.
+    """
+    card = model_card(model)
+    if card.name != UNIVERSAL and not card.task:
+        return n_that_trained(run_folder(model), samples)
+    fold = next((task.fold for task in TASKS if task.name == samples.card.name), None)
+    return len(samples) if fold and samples.split.startswith("fold-") and samples.split != f"fold-{fold}" else 0
+
+
+def check_unseen(model: str, test: LabelledSet) -> None:
+    """Refuse a test split that trained the model.
+
+    Raises:
+        InputError: it holds recordings that did.
+    """
+    seen = n_seen(model, test)
+    if seen:
+        raise InputError(
+            f"{seen} of the {len(test)} recordings of {test.card.name}, {test.split}, trained {model}; leave out --fold "
+            "to evaluate it on the fold that it has not seen"
+        )
 
 
 def _in_terms_of(samples: LabelledSet, class_names: tuple[str, ...]) -> LabelledSet:

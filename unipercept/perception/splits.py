@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def open_parts(
     Args:
         source: a name of `LABELLED_SETS`, or a folder.
         data: where the published set lies.
-        fold: for sets in folds, which one is the test: "2" for train-2 and fold-2.
+        fold: for sets in folds, which one is the test: "2" for train-2 and fold-2. None: that of `run`, or the first.
         run: folder of a run whose recorded split holds, where it names recordings of a folder without parts: drawn
             anew after recordings came or went, test would hold some that trained the run. New ones are in no part.
 
@@ -49,7 +50,7 @@ def open_parts(
         InputError: no such set or folder, or one that cannot train; the line says why.
     """
     if source in LABELLED_SETS:
-        return _published(source, data or "", fold, seed)
+        return _published(source, data or "", fold or _recorded_fold(source, run), seed)
     if not Path(source).is_dir():
         close = get_close_matches(source, LABELLED_SETS, n=3)
         raise InputError(
@@ -63,7 +64,8 @@ def open_parts(
         how = f"the folders {', '.join(below)} as they are"
         if "test" in below:
             how += _leak(parts["train"], parts["test"])
-        return _with_validation(parts, seed, how)
+        first = first_copies([parts["train"].read(i) for i in range(len(parts["train"]))])
+        return _with_validation(parts, seed, how, first)
     samples = class_folders(source)
     recorded = _recorded(samples, run)
     if recorded:
@@ -137,7 +139,8 @@ def draw(
 
 def record(parts: Mapping[str, LabelledSet], how: str, folder: Path) -> None:
     """Write which recording is in which part."""
-    content = {"how": how, **_ids(parts)}
+    about = {"set": parts["train"].card.name, "test_split": parts["test"].split if "test" in parts else ""}
+    content = {"how": how, **about, **_ids(parts)}
     with atomic_path(folder / SPLIT_FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -147,6 +150,13 @@ def run_folder(model: str | Path) -> Path | None:
     path = Path(model)
     folder = path if path.is_dir() else path.parent
     return folder if path.exists() and (folder / SPLIT_FILE).is_file() else None
+
+
+def n_that_trained(run: Path | None, samples: LabelledSet) -> int:
+    """How many of the samples trained a run or chose its weights, by the names that it recorded of the same set."""
+    before = _record_of(run)
+    known = {*before.get("train", ()), *before.get("validation", ())} if before.get("set") == samples.card.name else ()
+    return sum(name in known for name in samples.ids)
 
 
 def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
@@ -171,13 +181,25 @@ def check_unchanged(parts: Mapping[str, LabelledSet], folder: Path) -> None:
 
 def _recorded(samples: LabelledSet, run: Path | None) -> dict[str, LabelledSet]:
     """The parts that a run recorded, without what is gone; nothing where it names none of the samples."""
-    try:
-        before = json.loads((run / SPLIT_FILE).read_text(encoding="utf-8")) if run else {}
-    except (OSError, ValueError):
-        return {}
+    before = _record_of(run)
     position = {name: i for i, name in enumerate(samples.ids)}
     rows = {part: [position[name] for name in before.get(part, ()) if name in position] for part in PARTS}
     return {part: samples.subset(found, part) for part, found in rows.items() if found}
+
+
+def _recorded_fold(name: str, run: Path | None) -> str | None:
+    """The test fold of a published set that a run recorded."""
+    before = _record_of(run)
+    _, dash, fold = str(before.get("test_split", "")).rpartition("-")
+    return fold if dash and before.get("set") == name else None
+
+
+def _record_of(run: Path | None) -> dict[str, Any]:
+    """What `record` wrote; nothing where it is missing or damaged."""
+    try:
+        return dict(json.loads((run / SPLIT_FILE).read_text(encoding="utf-8"))) if run else {}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _ids(parts: Mapping[str, LabelledSet]) -> dict[str, list[str]]:
@@ -236,9 +258,11 @@ def _published(name: str, data: str | Path, fold: str | None, seed: int) -> tupl
     )
 
 
-def _with_validation(parts: dict[str, LabelledSet], seed: int, how: str) -> tuple[dict[str, LabelledSet], str]:
+def _with_validation(
+    parts: dict[str, LabelledSet], seed: int, how: str, first: NDArray[np.int64] | None = None
+) -> tuple[dict[str, LabelledSet], str]:
     if "validation" not in parts:
-        parts = {**parts, **draw(parts["train"], ("train", "validation"), seed)}
+        parts = {**parts, **draw(parts["train"], ("train", "validation"), seed, first)}
         how += f"; validation is 15 % of train, seed {seed}"
     return {name: parts[name] for name in PARTS if name in parts}, how
 
