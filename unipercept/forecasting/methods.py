@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.errors import InputError, MissingDependencyError, counted, import_optional
 from unipercept.forecasting import ces
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
@@ -20,7 +20,7 @@ from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.ets_forms import EtsForms
-from unipercept.forecasting.known import Known, check_reach, known_features
+from unipercept.forecasting.known import Known, are_too_few, check_reach, known_features
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.periods import all_periods, calendar_periods
@@ -160,6 +160,11 @@ def make_methods(
     methods = [method for name in NAMES if not wanted or name in wanted for method in maker.make(name)]
     if prepared.known is not None:
         methods = [Known(prepared.known, prepared.period, m) if isinstance(m, WITH_KNOWN) else m for m in methods]
+        if are_too_few(len(prepared), prepared.period, prepared.known):
+            maker.notices.append(
+                f"{len(prepared)} rows are too few to tell effects of {counted(prepared.known.shape[1], 'known column', 'known columns')}; "
+                "only a network may see any"
+            )
     return methods, maker.notices
 
 
