@@ -103,7 +103,7 @@ def ridge_effects(features: Array, values: Array) -> Array:
 def are_too_few(rows: int, period: int, columns: Array) -> bool:
     """Whether so many rows of history tell no effects of columns (T + H) x F x V."""
     features = known_features(columns, rows)
-    return len(new_in_rows(features[:rows], period)) < MIN_ROWS_EACH * features.shape[1]
+    return bool(len(new_in_rows(features[:rows], period)) < MIN_ROWS_EACH * features.shape[1])
 
 
 def check_reach(rows: int, origins: Sequence[int], horizon: int) -> None:
