@@ -182,7 +182,7 @@ def _weights(
     if LEADING_ON_FEW_ROWS in names and rows <= FEW_ROWS:
         lead = FEW_ROWS_LEAD if found.prepared.unseen_cycle is None else UNSEEN_CYCLE_LEAD
         usual[names.index(LEADING_ON_FEW_ROWS)] = -lead
-    usual = np.repeat(usual, len(found.columns), axis=1)
+    usual = np.repeat(usual, relative.shape[1], axis=1)
     if LEADING_ON_COUNTS in names:
         usual[names.index(LEADING_ON_COUNTS), found.prepared.counts[found.columns]] = -USUAL_LEAD
     if LEADING_ON_STILL in names:
