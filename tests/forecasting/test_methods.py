@@ -376,16 +376,6 @@ def test_rows_too_few_for_effects_leave_the_methods_as_they_are():
     assert any("30 rows are too few to tell effects of 6 known columns" in line for line in told.notices)
 
 
-def test_a_price_is_forecast_by_its_last_value_and_rain_is_not():
-    rng = np.random.default_rng(0)
-    price = np.repeat([2.5, 2.75, 2.25, 2.0, 3.5, 3.0], [40, 25, 50, 30, 40, 25])
-    rain = np.where(rng.random(210) < 0.05, rng.gamma(2, 2, 210), 0.0)
-    prepared = prepare(np.stack([price, rain], axis=1))
-    assert prepared.still.tolist() == [True, False]
-    result = forecast_table(price, 14, methods=("naive", "theta", "linear", "usual"))
-    np.testing.assert_allclose(result.values, 3.0)
-
-
 def test_known_columns_of_long_format_belong_to_their_series():
     frame, _ = promotions()
     frame.loc[290:, "units"] = np.nan

@@ -36,8 +36,6 @@ UNSEEN_CYCLE_LEAD = 0.8  # where it alone is told of the calendar's cycle
 LEADING_ON_MANY_ROWS = ("cycles", "linear")  # regressions, once they learn from MANY_ROWS
 MANY_ROWS = 100
 LEADING_ON_COUNTS = "usual values"  # its quantiles are values that occur, the others' lie between them
-LEADING_ON_STILL = "naive"  # of a price, a tariff or a rate, by more: few windows hold a change
-STILL_LEAD = 1.2
 SPREAD = "pretrained"  # saw more errors than few windows show: its distances take part, whatever its weight
 SPREAD_WINDOWS = 2.0  # at which they take half
 TINY = 1e-12
@@ -182,11 +180,10 @@ def _weights(
     if LEADING_ON_FEW_ROWS in names and rows <= FEW_ROWS:
         lead = FEW_ROWS_LEAD if found.prepared.unseen_cycle is None else UNSEEN_CYCLE_LEAD
         usual[names.index(LEADING_ON_FEW_ROWS)] = -lead
-    usual = np.repeat(usual, relative.shape[1], axis=1)
     if LEADING_ON_COUNTS in names:
-        usual[names.index(LEADING_ON_COUNTS), found.prepared.counts[found.columns]] = -USUAL_LEAD
-    if LEADING_ON_STILL in names:
-        usual[names.index(LEADING_ON_STILL), found.prepared.still[found.columns]] = -STILL_LEAD
+        counts = found.prepared.counts[found.columns]
+        usual = np.repeat(usual, len(counts), axis=1)
+        usual[names.index(LEADING_ON_COUNTS), counts] = -USUAL_LEAD
     relative = share * relative + (1 - share) * usual
     power = (1 - share) * POWERS[0] + share * POWERS[1]
     weights = np.exp(-power * (relative - relative.min(axis=0)))

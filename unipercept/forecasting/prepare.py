@@ -19,7 +19,7 @@ from unipercept.errors import InputError, one_line
 from unipercept.forecasting.attributes import Attributes
 from unipercept.forecasting.periods import find_periods, unseen_cycle
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
-from unipercept.forecasting.repairs import MIN_KNOWN, forward_filled, limit_spikes, living
+from unipercept.forecasting.repairs import MIN_KNOWN, limit_spikes, living
 from unipercept.forecasting.split_known import split_known
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
@@ -30,7 +30,6 @@ MAX_STEPS = 100_000  # steps; more would take minutes and gigabytes to say nothi
 MAX_CELLS = 20_000_000  # rows times series
 COMMON_SHARE = 0.3  # of one whole number among a series' values, from which on it counts rather than measures
 COUNTED_ROWS = 2000  # that are looked at for this
-STILL_SHARE = 0.9  # of the steps at which a price, a tariff or a rate does not change
 CEILING_SHARE = 0.01  # of a share's values that lie on its end
 STUCK_ROWS, STUCK_TIMES = 20, 3  # rows without a change at the end, and times the longest before, that are worth a word
 ABSENT_SHARE = 0.2  # of the steps of a series of whole numbers that are missing where it may have been 0
@@ -51,7 +50,6 @@ class Prepared:
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
         counts: V bool, series of whole numbers, few of which are common; their forecasts are whole numbers, too.
-        still: V bool, other series that seldom change, and then to a new level.
         notices: a sentence each.
         left_out: series that are not forecast.
         first_row: rows of the table that lie before the first one here.
@@ -77,7 +75,6 @@ class Prepared:
     periods: tuple[int, ...]
     constant: NDArray[np.bool_]
     counts: NDArray[np.bool_]
-    still: NDArray[np.bool_]
     source: str
     layout: str
     notices: tuple[str, ...]
@@ -225,7 +222,6 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         periods,
         constant,
         counts,
-        _are_still(measured) & ~counts,
         grid.source,
         grid.layout,
         tuple(notices),
@@ -249,16 +245,6 @@ def _are_counts(measured: NDArray[np.float64]) -> NDArray[np.bool_]:
         _, count = np.unique(measured[-COUNTED_ROWS:, v][np.isfinite(measured[-COUNTED_ROWS:, v])], return_counts=True)
         whole[v] = len(count) > 0 and count.max() >= COMMON_SHARE * count.sum()
     return whole
-
-
-def _are_still(measured: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """V: the same value at STILL_SHARE of the steps; the one before is nearer to a value than the median, as it is not
-    where values come back at once (rain in a dry place).
-    """
-    rows = forward_filled(measured[-COUNTED_ROWS:], start="mean")
-    change = np.abs(np.diff(rows, axis=0))
-    from_median = np.abs(rows[1:] - np.median(rows, axis=0))
-    return np.asarray(((change == 0).mean(axis=0) >= STILL_SHARE) & (change.mean(axis=0) < from_median.mean(axis=0)))
 
 
 def _ceilings(measured: NDArray[np.float64], names: Sequence[str]) -> NDArray[np.float64]:
