@@ -27,6 +27,8 @@ MIN_WINDOWS = 24
 MIN_KNOWN = 0.7  # of a target's steps
 # In a column's own deviation: a window that moves less is not blown up further (a currency that was pegged).
 QUIET = 0.05
+# Spreads of a window beyond which its future counts less, so that a level that shifted once does not make every slope.
+FAR = 3.0
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
 
@@ -95,7 +97,7 @@ class Linear:
 
     def _windows(self, values: Array, filled: Array, horizon: int, start: int, stop: int) -> tuple[Array, Array]:
         """NxL past and NxH future, scaled, of windows inside [start, stop) whose future is
-        known; thinned to MAX_WINDOWS.
+        known, each by its weight; thinned to MAX_WINDOWS.
         """
         size = self.lookback + horizon
         places = np.arange(start, stop - size + 1)
@@ -115,7 +117,9 @@ class Linear:
         past, future = past[keep], future[keep]
         last, spread = past[:, -1:], np.maximum(_spread(past.T), _quiet(values[:stop])[columns[keep]])[:, None]
         alive = np.ptp(past, axis=1) > 0
-        return ((past - last) / spread)[alive], ((future - last) / spread)[alive]
+        past, future = ((past - last) / spread)[alive], ((future - last) / spread)[alive]
+        weight = FAR / np.maximum(FAR, np.abs(future).max(axis=1, keepdims=True))
+        return weight * past, weight * future
 
 
 def choose_lookback(rows: int, horizon: int, period: int) -> int:
