@@ -21,7 +21,7 @@ from unipercept.forecasting.ets import _errors as ets_errors
 from unipercept.forecasting.ets import _polynomials as ets_polynomials
 from unipercept.forecasting.filters import begun, continued, expected_deviation, known_stretch, spread_order
 from unipercept.forecasting.forecast import forecast_table
-from unipercept.forecasting.known import Known
+from unipercept.forecasting.known import Known, ridge_effects
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.methods import NAMES, Network
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
@@ -324,6 +324,15 @@ def test_ces_forecasts_what_was_measured_whatever_the_other_methods_see(power):
     np.testing.assert_allclose(method.deviation(12), high - low, rtol=1e-6)
 
 
+def test_a_level_that_shifted_is_not_continued_far_by_the_regression():
+    rng = np.random.default_rng(1)
+    week = np.array([1, 1, 1, 1.1, 1.2, 0.6, 0.5])[np.arange(268) % 7]
+    values = ((100 + 150 * (np.arange(268) >= 221)) * week + rng.normal(0, 5, 268))[:, None]
+    centre, unit = values[:240].mean(), values[:240].std()
+    forecast = centre + unit * ends(Linear(7), (values[:240] - centre) / unit, 28)
+    assert np.abs(forecast - values[240:]).mean() < 150  # the shift; 690 where all windows count alike
+
+
 # Columns known in advance.
 
 
@@ -346,6 +355,34 @@ def test_columns_that_alone_go_on_are_taken_as_known_in_advance():
     method = Known(prepared.known, 7, Ets(7))
     forecast = prepared.restored(ends(method, prepared.values, 10))[:, 0]
     assert np.abs(forecast - truth).mean() < 1.0  # noise of 0.5; without the promotions 3
+
+
+@pytest.mark.parametrize("method", ["smoothing", "theta", "linear", "pretrained"])
+def test_every_method_that_adds_up_sees_the_known_columns(method):
+    if method == "smoothing":
+        pytest.importorskip("statsmodels")
+    frame, truth = promotions(rows=120)
+    frame.loc[110:, "units"] = np.nan
+    result = forecast_table(frame, 10, methods=(method,), device="cpu")
+    assert np.abs(result.values[:, 0] - truth).mean() < 1.2  # without the promotions 3
+
+
+def test_known_columns_that_explain_nothing_have_hardly_any_effect():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=(200, 4))
+    noise = rng.normal(size=200)
+    assert np.abs(ridge_effects(columns, noise) @ columns.T).std() < 0.1
+    np.testing.assert_allclose(ridge_effects(columns, 2 * columns[:, 1] + 0.1 * noise), [0, 2, 0, 0], atol=0.05)
+
+
+def test_rows_too_few_for_effects_leave_the_methods_as_they_are():
+    frame, _ = promotions(rows=40)
+    many = frame.assign(**{f"x{i}": np.random.default_rng(i).normal(size=40) for i in range(5)})
+    frame.loc[30:, "units"] = many.loc[30:, "units"] = np.nan
+    alone = forecast_table(frame[["date", "units"]][:30], 10, methods=("theta",))
+    told = forecast_table(many, 10, methods=("theta",))
+    np.testing.assert_allclose(told.values, alone.values)
+    assert any("30 rows are too few to tell effects of 6 known columns" in line for line in told.notices)
 
 
 def test_known_columns_of_long_format_belong_to_their_series():

@@ -5,7 +5,6 @@ Shapes: T rows, V series, N contexts, L rows of a context, O origins, H steps ah
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError, MissingDependencyError, import_optional
+from unipercept.errors import InputError, MissingDependencyError, counted, import_optional
 from unipercept.forecasting import ces
 from unipercept.forecasting.arima import Arima
 from unipercept.forecasting.baselines import Drift, LastPeriod, Method, Naive, SeasonalDrift, SeasonalNaive
@@ -21,7 +20,7 @@ from unipercept.forecasting.ces import Ces
 from unipercept.forecasting.cycles import Cycles
 from unipercept.forecasting.ets import Ets
 from unipercept.forecasting.ets_forms import EtsForms
-from unipercept.forecasting.known import Known, check_reach, known_features
+from unipercept.forecasting.known import Known, are_too_few, check_reach, known_features
 from unipercept.forecasting.learner import NetworkForecaster
 from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.periods import all_periods, calendar_periods
@@ -51,7 +50,8 @@ NAMES = (
     "pretrained",
     "network",
 )
-WITH_KNOWN = (Ets, Arima, Cycles, Linear)  # methods that also forecast what columns known in advance leave
+# Methods that forecast what the effects of columns known in advance leave, where there are such columns.
+WITH_KNOWN = (ExponentialSmoothing, Ets, Theta, Arima, Cycles, Week, Linear, Pretrained)
 LONG_CYCLE = 12  # a single cycle up to this length is served by the methods for one cycle
 SHORT_HISTORY = 200  # rows; with more, a network that is fitted to them is tried
 # Rows up to which exponential smoothing has all its forms: the slope of the last of many rows
@@ -159,9 +159,12 @@ def make_methods(
     maker = _Maker(prepared, wanted, device, seed, notices=[])
     methods = [method for name in NAMES if not wanted or name in wanted for method in maker.make(name)]
     if prepared.known is not None:
-        # What effects leave has no zero of its own, which errors and seasons that multiply need.
-        plain = [Ets(prepared.period) if isinstance(m, EtsForms) else m for m in methods]
-        methods += [Known(prepared.known, prepared.period, copy.copy(m)) for m in plain if isinstance(m, WITH_KNOWN)]
+        methods = [Known(prepared.known, prepared.period, m) if isinstance(m, WITH_KNOWN) else m for m in methods]
+        if are_too_few(len(prepared), prepared.period, prepared.known):
+            maker.notices.append(
+                f"{len(prepared)} rows are too few to tell effects of {counted(prepared.known.shape[1], 'known column', 'known columns')}; "
+                "only a network may see any"
+            )
     return methods, maker.notices
 
 
@@ -188,10 +191,12 @@ class _Maker:
             case "smoothing":
                 return self._smoothing()
             case "ets":
-                has_all_forms = period <= LONG_CYCLE and len(prepared) <= FORMS_ROWS
+                # What known columns leave has no zero of its own, which errors and seasons that multiply need.
+                has_all_forms = period <= LONG_CYCLE and len(prepared) <= FORMS_ROWS and prepared.known is None
                 return [EtsForms(period, *scaling) if has_all_forms else Ets(period)]
             case "ces":
-                return [Ces(period, *scaling)] if period <= ces.MAX_PERIOD or self.wanted else []
+                suits = period <= ces.MAX_PERIOD and prepared.known is None  # it sees no known columns
+                return [Ces(period, *scaling)] if suits or self.wanted else []
             case "theta":
                 return [Theta(period)]
             case "arima":
