@@ -324,15 +324,6 @@ def test_ces_forecasts_what_was_measured_whatever_the_other_methods_see(power):
     np.testing.assert_allclose(method.deviation(12), high - low, rtol=1e-6)
 
 
-def test_a_level_that_shifted_is_not_continued_far_by_the_regression():
-    rng = np.random.default_rng(1)
-    week = np.array([1, 1, 1, 1.1, 1.2, 0.6, 0.5])[np.arange(268) % 7]
-    values = ((100 + 150 * (np.arange(268) >= 221)) * week + rng.normal(0, 5, 268))[:, None]
-    centre, unit = values[:240].mean(), values[:240].std()
-    forecast = centre + unit * ends(Linear(7), (values[:240] - centre) / unit, 28)
-    assert np.abs(forecast - values[240:]).mean() < 150  # the shift; 690 where all windows count alike
-
-
 # Columns known in advance.
 
 

@@ -27,8 +27,6 @@ MIN_WINDOWS = 24
 MIN_KNOWN = 0.7  # of a target's steps
 # In a column's own deviation: a window that moves less is not blown up further (a currency that was pegged).
 QUIET = 0.05
-# Spreads of a window beyond which its future counts less, so that a level that shifted once does not make every slope.
-FAR = 3.0
 PENALTIES = tuple(10.0**k for k in range(-4, 5))  # times the mean diagonal of the Gram matrix
 
 
@@ -97,7 +95,7 @@ class Linear:
 
     def _windows(self, values: Array, filled: Array, horizon: int, start: int, stop: int) -> tuple[Array, Array]:
         """NxL past and NxH future, scaled, of windows inside [start, stop) whose future is
-        known, each by its weight; thinned to MAX_WINDOWS.
+        known; thinned to MAX_WINDOWS.
         """
         size = self.lookback + horizon
         places = np.arange(start, stop - size + 1)
@@ -121,9 +119,6 @@ class Linear:
         for part in (past, future):
             part -= last
             part /= spread
-        weight = FAR / np.maximum(FAR, np.abs(future).max(axis=1, keepdims=True))
-        for part in (past, future):
-            part *= weight
         return past, future
 
 
