@@ -5,6 +5,7 @@ import signal
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
@@ -21,6 +22,7 @@ from unipercept.encode_chunk import EncodeSettings, FailedFile, _decode_ahead, d
 from unipercept.perception.packs import decode, pack_file
 from unipercept.perception.settings import MapSettings
 
+ROOT = Path(__file__).resolve().parent.parent  # of this module's name, for the processes
 needs_fork = pytest.mark.skipif(not module._can_fork(), reason="decoding processes are for Linux")
 
 
@@ -125,7 +127,7 @@ def is_alive(pid):
 
 
 @needs_fork
-def test_a_process_gives_the_threads_results(tmp_path):
+def test_a_process_gives_the_threads_results(tmp_path, monkeypatch):
     """And its warnings; where it fails or ends, the thread knows; afterwards none is left."""
     for index, side in enumerate((20, 33, 47, 40)):
         (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
@@ -139,6 +141,7 @@ def test_a_process_gives_the_threads_results(tmp_path):
         expected = list(_decode_ahead([paths], settings, decoders))
     packed = decode(class_folders(tmp_path), maps, max_bad_share=0.5)
 
+    monkeypatch.syspath_prepend(ROOT)
     with start() as decoders:
         with pytest.warns(UserWarning, match="a note of the reader"):
             answer = decoders.apart(one, (2, 300_000), "<f2")
@@ -149,6 +152,9 @@ def test_a_process_gives_the_threads_results(tmp_path):
         assert [(array.dtype, array.shape) for array in answer.arrays] == [("<f2", (2, 300_000)), ("?", (0, 3))]
         assert (answer.arrays[0] == 1).all()
         assert decoders.apart(broken) is None
+        with monkeypatch.context() as patched:
+            patched.setattr(broken, "__module__", "of_no_such_name")
+            assert decoders.apart(broken) is None
         answer = decoders.apart(pack_file, paths[0], maps.to_json())
         assert answer is not None
         assert (torch.from_numpy(answer.arrays[0]) == packed.values[0]).all()

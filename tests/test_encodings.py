@@ -13,7 +13,18 @@ SOURCES = sorted(
     if not any(parent.is_symlink() for parent in path.parents)
 )
 WITH_TEXT = {"read_text": 0, "write_text": 1}  # arguments before `encoding`
-READERS_OF_THEIR_OWN = ("Image", "Archive", "av", "tarfile", "laspy", "webbrowser", "opened", "opener", "container")
+READERS_OF_THEIR_OWN = (
+    "Image",
+    "Archive",
+    "archive",
+    "av",
+    "tarfile",
+    "laspy",
+    "webbrowser",
+    "opened",
+    "opener",
+    "container",
+)
 
 
 def without_encoding(source: str) -> list[str]:

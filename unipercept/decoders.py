@@ -252,17 +252,17 @@ def _answer(requests: int, answers: int) -> None:
         with contextlib.suppress(EOFError, BrokenPipeError):
             while True:
                 module, function, arguments = json.loads(_read(source, _LENGTH.unpack(_read(source, _LENGTH.size))[0]))
-                header, arrays = _run(getattr(import_module(module), function), arguments)
+                header, arrays = _run(module, function, arguments)
                 _write(sink, json.dumps(header).encode())
                 for array in arrays:
                     _write_all(sink, _bytes_of(array))
 
 
-def _run(function: Callable[..., Answer | None], arguments: list[Any]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+def _run(module: str, function: str, arguments: list[Any]) -> tuple[dict[str, Any], list[NDArray[Any]]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")  # the other side's filters decide
         try:
-            answer = function(*arguments)
+            answer: Answer | None = getattr(import_module(module), function)(*arguments)
         except Exception:  # the thread runs it again, and gets the error at first hand
             answer = None
     arrays = [np.ascontiguousarray(array) for array in answer.arrays] if answer else []
