@@ -40,8 +40,8 @@ class PerceptionModel(Protocol):
     def predict(self, emap: EmbeddingMap) -> ModelOutput:
         """Pooled features, logits and textures; raises NoTrainedHeadError where there is no trained head."""
 
-    def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
-        """Metadata about a recording besides its labels, from its vector (D) and texture (2C):
+    def remarks(self, vector: Tensor, texture: Tensor, emap: EmbeddingMap) -> Mapping[str, Any]:
+        """Metadata about a recording besides its labels, from its vector (D), texture (2C) and first map:
         out-of-distribution score and notice.
         """
 
@@ -137,7 +137,8 @@ class Pipeline(ABC, Generic[Raw]):
         mean = [total / max(outputs.weight, 1e-12) for total in outputs.totals]
         probabilities, texture = mean[1].float(), mean[2].float()
         found, vector = self.interpret(probabilities, outputs.first, source=source), unit_vector(outputs.totals[0])
-        return replace(found, metadata={**found.metadata, **self._model().remarks(vector, texture)}), vector
+        remarks = self._model().remarks(vector, texture, outputs.first)
+        return replace(found, metadata={**found.metadata, **remarks}), vector
 
     def labels(self) -> tuple[str, ...]:
         """The classes of the model's head.

@@ -126,7 +126,8 @@ class TimeSeriesPipeline(Pipeline[Series]):
         )
         found = []
         for piece in self.split(raw):  # groups of variables
-            output = model.predict(self.embed(piece))
+            emap = self.embed(piece)
+            output = model.predict(emap)
             assert model.labels is not None
             chances_of_each = output.logits.softmax(dim=1)
             for name, vector, texture, chances in zip(
@@ -139,7 +140,8 @@ class TimeSeriesPipeline(Pipeline[Series]):
                     "score": float(chances[best]),
                     "model": model.name,
                 }
-                found.append({**said, "n_steps": len(piece), **model.remarks(F.normalize(vector, dim=0), texture)})
+                remarks = model.remarks(F.normalize(vector, dim=0), texture, emap)
+                found.append({**said, "n_steps": len(piece), **remarks})
         return found
 
     def read(self, path: Any) -> Series:

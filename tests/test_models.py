@@ -41,9 +41,10 @@ def test_a_task_of_the_universal_model_is_a_model_that_knows_what_is_out_of_dist
     assert model.familiarity is not None
     content, texture = model.familiarity.content, model.familiarity.texture
     usual, still = content.means[0] * content.scale, texture.means[0] * texture.scale
-    assert model.remarks(usual, still) == {"task": "shapes3d", "ood_score": 0.0}
-    assert "it knows only sphere, box" in model.remarks(-usual, still)["notice"]
-    assert "it knows only sphere, box" in model.remarks(usual, still + 100)["notice"]
+    emap = EmbeddingMap(torch.zeros(1, 4, 8, 8), "pointcloud")
+    assert model.remarks(usual, still, emap) == {"task": "shapes3d", "ood_score": 0.0}
+    assert "it knows only sphere, box" in model.remarks(-usual, still, emap)["notice"]
+    assert "it knows only sphere, box" in model.remarks(usual, still + 100, emap)["notice"]
     assert fingerprint("universal.shapes3d") == fingerprint("universal")
     with pytest.raises(InputError, match="4 channels"):
         load_model("universal.shapes3d", in_channels=3)

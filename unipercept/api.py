@@ -92,8 +92,8 @@ class _AnyChannels:
         self._last = self._load(emap)
         return self._last.predict(emap)
 
-    def remarks(self, vector: Tensor, texture: Tensor) -> Mapping[str, Any]:
-        return self._last.remarks(vector, texture) if self._last else {}
+    def remarks(self, vector: Tensor, texture: Tensor, emap: EmbeddingMap) -> Mapping[str, Any]:
+        return self._last.remarks(vector, texture, emap) if self._last else {}
 
     def _load(self, emap: EmbeddingMap) -> Model:
         return load_model(self._name, in_channels=emap.tensor.shape[1], device=self._device)

@@ -22,6 +22,7 @@ from unipercept.download import record_of, sha256_of
 from unipercept.embedding import MODALITIES
 from unipercept.errors import InputError
 
+FEWEST_STEPS = {"processes": 60}  # of the series that the head of a task was trained on
 UNIVERSAL = "universal"
 UNTRAINED = "unireplknet_a"  # for modalities that `universal` was not trained on: weather
 SEED = 0  # of the untrained models
@@ -63,6 +64,7 @@ class ModelCard:
     is_untrained: bool = False
     maps: str = ""  # JSON: the settings of its training maps; empty: the pipelines' defaults
     task: str = ""  # of the shipped file
+    fewest_steps: int = 0  # of the series that its head was trained on
 
     def labels(self) -> tuple[str, ...] | None:
         """Class names of the trained head, in the order of its outputs; None without a trained head."""
@@ -231,6 +233,7 @@ def _universal_cards() -> dict[str, ModelCard]:
             image_size=about["maps"]["size"] if about["maps"]["modality"] == "image" else 224,
             maps=json.dumps(about["maps"]),
             task=task,
+            fewest_steps=FEWEST_STEPS.get(task, 0),
             **{**facts_of_all, **shared_weights.head_text(facts, task)},
         )
     metrics = [f"{card.task} {card.metric.partition(' accuracy')[0]}" for card in found.values()]

@@ -87,18 +87,22 @@ class Model:
             logits: Tensor = self.network.head(pooled)  # type: ignore[operator]
         return ModelOutput(pooled.float().cpu(), logits.float().cpu(), texture.cpu())
 
-    def remarks(self, vector: Tensor, texture: Tensor) -> dict[str, Any]:
-        """From a recording's vector (D) and texture (2C): the task of the head, the out-of-distribution score, and a
-        notice if that is above 1. Empty for models without these statistics.
+    def remarks(self, vector: Tensor, texture: Tensor, emap: EmbeddingMap) -> dict[str, Any]:
+        """From a recording's vector (D), texture (2C) and first map: the task of the head, the out-of-distribution
+        score, and a notice if that is above 1 or the series is too short. Empty for models without these statistics.
         """
         if self.familiarity is None:
             return {}
         ood_score = float(self.familiarity.ood_score(vector[None], texture[None]))
         found: dict[str, Any] = {"task": self.card.task} if self.card.task else {}
         found["ood_score"] = round(ood_score, 3)
-        if ood_score > 1:
+        head = f"the head of {self.card.task}" if self.card.task else "this model"
+        n_steps = emap.metadata.get("n_steps", self.card.fewest_steps)
+        if n_steps < self.card.fewest_steps:
+            seen = f"all that {head} was trained on had {self.card.fewest_steps} or more"
+            found["notice"] = f"of {n_steps} steps, while {seen}"
+        elif ood_score > 1:
             known = ", ".join(map(printable, self.labels or ()))
-            head = f"the head of {self.card.task}" if self.card.task else "this model"
             found["notice"] = f"unlike what {head} was trained on; it knows only {known}"
         return found
 

@@ -42,7 +42,7 @@ class Analysis:
     labels: Labels | None
     explanation: Explanation | None
     note: str  # about the head, in words
-    notice: str  # why the labels are not to be trusted: unlike all that the head was trained on; or ""
+    notice: str  # why the labels are not to be trusted; or ""
     is_trained: bool
     seconds: dict[str, float]
     peak_mb: float | None

@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from unipercept.datasets import labelled_set
+from unipercept.datasets.processes import SHORTEST
+from unipercept.model_cards import FEWEST_STEPS
+from unipercept.models import load_model
 from unipercept.perception import probe
 from unipercept.perception.augment import turn_series
 from unipercept.perception.packs import MapMaker, decode, make_pipeline
@@ -49,9 +52,9 @@ class Speaker:
         said = torch.stack([rises, ~rises], dim=1).float()
         return ModelOutput(said, said * 9.0, said)
 
-    def remarks(self, vector, texture):
+    def remarks(self, vector, texture, emap):
         assert torch.equal(F.normalize(texture, dim=0), vector)
-        return {"ood_score": 0.5} if vector[0] > 0.5 else {"ood_score": 2.0, "notice": "unlike"}
+        return {"ood_score": 0.5} if vector[0] > 0.5 else {"ood_score": 2.0, "notice": "unlike all; it knows two kinds"}
 
 
 def test_beside_what_stands_out_a_head_names_each_column_of_the_latest_window():
@@ -76,7 +79,7 @@ def test_beside_what_stands_out_a_head_names_each_column_of_the_latest_window():
     lines = found.to_text().splitlines()
     assert lines[1] == "  of what kind (speaker, last 200 steps):"
     assert lines[2].split() == ["column_0", "rising", "(100%)"]
-    assert lines[3].endswith("else (100%); unlike all that the head was trained on")
+    assert lines[3].endswith("else (100%); unlike all")
     assert lines[-1] == "    … 2 more with --json"
 
 
@@ -117,3 +120,12 @@ def test_traits_ignore_level_unit_and_gaps_and_say_where_there_is_nothing_to_mea
     assert np.allclose(series_traits(with_gaps), one, atol=0.3)
     assert np.isnan(series_traits(x[:60])[N_STATISTICS:][: len(LAGS)]).sum() == sum(3 * lag > 60 for lag in LAGS)
     assert np.isnan(series_traits(np.full(100, 3.0))).all()
+
+
+def test_a_series_shorter_than_all_that_the_head_was_trained_on_has_a_notice():
+    pipe = TimeSeriesPipeline(TimeSeriesConfig(size=32), model=load_model("universal.processes", in_channels=1))
+    assert FEWEST_STEPS == {"processes": SHORTEST}
+    rows = np.sin(np.arange(60.0))[:, None]
+    (short,), (long,) = pipe.kinds(rows[:59]), pipe.kinds(rows)
+    assert short["notice"] == "of 59 steps, while all that the head of processes was trained on had 60 or more"
+    assert "steps" not in long.get("notice", "")

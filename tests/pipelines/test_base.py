@@ -38,7 +38,7 @@ class Model:
         value = emap.tensor[:, 0, 0, 0]
         return ModelOutput(self.pooled(emap), torch.stack([-value, value], dim=1), value[:, None])
 
-    def remarks(self, vector, texture):
+    def remarks(self, vector, texture, emap):
         return {"width": len(vector), "texture": texture.tolist()}
 
 

@@ -120,7 +120,7 @@ class Anomalies(Result):
         width = max(len(short(one["variable"])) for one in kinds[:MAX_KINDS_SHOWN])
         lines = [f"  of what kind ({kinds[0]['model']}, last {kinds[0]['n_steps']:,} steps):"]
         for one in kinds[:MAX_KINDS_SHOWN]:
-            doubt = "; unlike all that the head was trained on" if "notice" in one else ""
+            doubt = "; " + one["notice"].partition(";")[0] if "notice" in one else ""
             lines.append(f"    {short(one['variable']):<{width}}  {one['kind']} ({one['score']:.0%}){doubt}")
         more = len(kinds) - MAX_KINDS_SHOWN
         return [*lines, *([f"    … {more} more with --json"] if more > 0 else [])]
