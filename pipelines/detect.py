@@ -189,7 +189,8 @@ def _by_container(path: Path, head: bytes, file: BinaryIO, size: int) -> str | N
     if head.startswith(b"PK\x03\x04"):
         if zipped_zarr(file) is not None:
             return "weather"
-        if EXCEL_PART in _names_in_zip(file):
+        names = _names_in_zip(file)
+        if EXCEL_PART in names or _hold_one_table(names):
             return "timeseries"
     if head[4:12] == b"ftypcrx ":
         raise InputError(f"{path} is a raw picture of a Canon camera (CR3); export it as JPEG or TIFF")
@@ -223,6 +224,16 @@ def _names_in_zip(file: str | Path | BinaryIO) -> list[str]:
             return archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return []
+
+
+def is_content(name: str) -> bool:
+    """Whether an entry of a ZIP archive is a file that a person put there: no folder, nothing that systems add."""
+    return not name.endswith("/") and not name.startswith("__MACOSX/") and Path(name).name[:1] != "."
+
+
+def _hold_one_table(names: list[str]) -> bool:
+    files = [Path(name) for name in names if is_content(name)]
+    return len(files) == 1 and MODALITY_OF_SUFFIX.get(files[0].suffix.lower()) == "timeseries"
 
 
 def _by_layout(path: Path, head: bytes, size: int) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unipercept.errors import InputError, import_optional, one_line
+from unipercept.pipelines.detect import is_content
 
 MAX_BYTES = 2 << 30  # unpacked: some ten million cells
 MAX_TEXT_BYTES = 256 << 20  # of that, the strings, which are held in memory
@@ -45,11 +46,7 @@ def unzipped(path: Path, notes: list[str]) -> Iterator[Path]:
         InputError: it holds several files, none, one with a password, or one that is too large.
     """
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="unipercept-") as folder:
-        files = [
-            item
-            for item in archive.infolist()
-            if not item.is_dir() and not item.filename.startswith("__MACOSX/") and Path(item.filename).name[:1] != "."
-        ]
+        files = [item for item in archive.infolist() if is_content(item.filename)]
         if len(files) != 1:
             names = ", ".join(one_line(item.filename, 40) for item in files[:5])
             raise InputError(f"{path} holds {len(files)} files ({names}); unpack it and give one of them")

@@ -214,6 +214,11 @@ def test_a_zipped_zarr_store_is_weather(tmp_path, names):
     assert detect_modality(tmp_path / "a.zip") == "weather"
 
 
+def test_an_archive_of_one_table_is_a_table(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped("loads/load.csv", "__MACOSX/loads/._load.csv", "loads/.DS_Store"))
+    assert detect_modality(tmp_path / "a.zip") == "timeseries"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
@@ -224,7 +229,7 @@ def test_a_zipped_zarr_store_is_weather(tmp_path, names):
         ("a.npz", b"PK\x03\x04" + bytes(30), "is a ZIP archive"),
         ("a.xlsb", zipped("xl/workbook.bin"), "a binary Excel workbook; save it as .xlsx or CSV"),
         ("a.npz", zipped("points.npy"), "a set of NumPy arrays"),
-        ("a.zip", zipped("load.csv"), "is a ZIP archive; unpack it"),
+        ("a.zip", zipped("load.csv", "price.csv"), "is a ZIP archive; unpack it"),
         ("a.zip", zipped("one/zarr.json", "two/zarr.json"), "is a ZIP archive; unpack it"),
         ("a.json", b'[{"time": "2024-01-01", "load": 3}]', "is JSON; write the table as CSV"),
         ("a.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "export a picture as PNG"),
