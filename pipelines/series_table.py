@@ -24,13 +24,13 @@ from unipercept.pipelines.series_columns import (
     MAX_COLUMNS,
     drop_sentinels,
     find_series,
-    find_time,
     numeric,
     pivoted,
     without_row_numbers,
 )
 from unipercept.pipelines.series_even import LOCAL_DAYS, on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
+from unipercept.pipelines.series_time_column import find_time
 from unipercept.pipelines.series_times import recognise_numbers, says_time
 from unipercept.pipelines.table_file import read_frame, shortened
 from unipercept.pipelines.table_head import upright

@@ -155,7 +155,7 @@ def evaluate(
         else:
             typer.echo("\n".join(row.to_text() for row in rows))
         return
-    from unipercept.perception.run import evaluate_run
+    from unipercept.perception.evaluate import evaluate_run
 
     with two_bars() as (decoded, _):
         found = evaluate_run(

@@ -18,8 +18,9 @@ from unipercept.datasets import labelled_set
 from unipercept.datasets.base import LabelledSet, SetCard
 from unipercept.errors import InputError
 from unipercept.perception import augment, networks
+from unipercept.perception.evaluate import evaluate_run
 from unipercept.perception.packs import MapMaker, Packs, decode, make_pipeline, pack, stacked, to_raw
-from unipercept.perception.run import evaluate_run, train_run
+from unipercept.perception.run import train_run
 from unipercept.perception.scores import Scores, best_temperature, pooled, wilson
 from unipercept.perception.settings import MODALITIES, RECIPES, MapSettings, Recipe
 from unipercept.perception.splits import draw

@@ -13,6 +13,7 @@ A run, `unipercept train`:
     scores          accuracy, confusion, calibration; report is their HTML page
 
 Use and evaluation of a model:
+    evaluate        scores on a set
     explain         class activation maps
     search          nearest neighbours in an archive of embeddings
     probe           embeddings compared with baselines; series_statistics is one of these
