@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError
 from unipercept.pipelines.cells import TextColumn, notes_of, read_text_column
 from unipercept.pipelines.series_time_column import PART_WORDS
-from unipercept.pipelines.table_file import shortened
+from unipercept.pipelines.table_file import listed
 
 if TYPE_CHECKING:
     import pandas
@@ -156,10 +156,10 @@ def without_row_numbers(
         return table
     if counts:
         notes.append(
-            f"left out, since it numbers the rows: {shortened([str(name) or 'the first column' for name in counts])}"
+            f"left out, since it numbers the rows: {listed([str(name) or 'the first column' for name in counts])}"
         )
     if calendar:
-        notes.append(f"left out, since they repeat the calendar: {shortened([str(name) for name in calendar])}")
+        notes.append(f"left out, since they repeat the calendar: {listed([str(name) for name in calendar])}")
     return table.drop(columns=[*counts, *calendar])
 
 
@@ -223,15 +223,15 @@ def numeric(
     notes.extend(notes_of(records))
     if not kept:
         if empty:
-            raise InputError(f"{source} has no value at all in {shortened(empty)}, and no other column of numbers")
-        columns = shortened([str(c) for c in table.columns])
+            raise InputError(f"{source} has no value at all in {listed(empty)}, and no other column of numbers")
+        columns = listed([str(c) for c in table.columns])
         raise InputError(f"{source} has no column of numbers (columns: {columns})")
     if targets and (text or empty):
         raise InputError(f"{source}: column {(text + empty)[0]!r} holds no numbers")
     if text:
-        notes.append(f"left out, as text: {shortened(text)}")
+        notes.append(f"left out, as text: {listed(text)}")
     if empty:
-        notes.append(f"left out, as empty: {shortened(empty)}")
+        notes.append(f"left out, as empty: {listed(empty)}")
     values = np.empty((len(table), len(kept)), np.float64)
     for i, (_, column) in enumerate(kept):
         values[:, i] = column.to_numpy(np.float64, na_value=np.nan)
@@ -257,7 +257,7 @@ def drop_sentinels(values: NDArray[np.float64], names: list[str], notes: list[st
                 column[hit] = np.nan
                 found.setdefault(code, []).append(name)
     for code, where in found.items():
-        notes.append(f"{code:g} is taken as a code for missing ({shortened(where)})")
+        notes.append(f"{code:g} is taken as a code for missing ({listed(where)})")
 
 
 def pivoted(
@@ -293,5 +293,5 @@ def pivoted(
     titles = [str(label) if n_targets == 1 else f"{label}/{name}" for label in labels for name in names]
     filled: NDArray[np.bool_] = np.asarray(np.isfinite(wide).any(axis=0))
     if not filled.all():
-        notes.append(f"left out, as empty: {shortened([t for t, f in zip(titles, filled, strict=True) if not f])}")
+        notes.append(f"left out, as empty: {listed([t for t, f in zip(titles, filled, strict=True) if not f])}")
     return [t for t, f in zip(titles, filled, strict=True) if f], times, wide[:, filled]

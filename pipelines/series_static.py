@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
-from unipercept.pipelines.table_file import shortened
+from unipercept.pipelines.table_file import listed
 
 if TYPE_CHECKING:
     import pandas
@@ -55,7 +55,7 @@ def split_static(
         found = _found(table, codes, len(labels), other)
         if found:
             notes.append(
-                f"static attributes of the series: {shortened(list(found))} (--target forecasts a column instead)"
+                f"static attributes of the series: {listed(list(found))} (--target forecasts a column instead)"
             )
     values = {name: _cells(table[by_name[name]], first) for name, first in found.items()}
     attributes = {str(label): tuple(column[place] for column in values.values()) for place, label in enumerate(labels)}

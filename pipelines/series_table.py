@@ -32,7 +32,7 @@ from unipercept.pipelines.series_even import LOCAL_DAYS, on_even_grid
 from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.series_time_column import find_time
 from unipercept.pipelines.series_times import recognise_numbers, says_time
-from unipercept.pipelines.table_file import read_frame, shortened
+from unipercept.pipelines.table_file import listed, read_frame
 from unipercept.pipelines.table_head import upright
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def _grid(
     for wanted in (*((time,) if time else ()), *((series,) if series else ()), *targets, *known, *static):
         if wanted not in [str(name) for name in table.columns]:
             raise InputError(
-                f"{source} has no column {wanted!r}; there are {shortened([str(c) for c in table.columns], 12)}"
+                f"{source} has no column {wanted!r}; there are {listed([str(c) for c in table.columns], 12)}"
             )
     stamps, table, is_utc = find_time(table, source, notes, time)
     names, table = find_series(stamps, table, series, notes)
@@ -343,7 +343,7 @@ def _tell_constant(names: list[str], values: NDArray[np.float64], notes: list[st
     low, high = np.where(known, values, np.inf).min(axis=0), np.where(known, values, -np.inf).max(axis=0)
     constant = [name for name, a, b in zip(names, low, high, strict=True) if a == b]
     if constant:
-        notes.append(f"constant: {shortened(constant)}")
+        notes.append(f"constant: {listed(constant)}")
 
 
 def _fill(values: NDArray[np.float32], observed: NDArray[np.bool_], notes: list[str]) -> None:

@@ -138,7 +138,7 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
         warnings.simplefilter("ignore", pd.errors.ParserWarning)
         frame = _joined(chunks, dialect, notes)
     if dialect.names:
-        notes.append(f"a header of {dialect.n_header} lines, joined: {shortened(list(dialect.names), 3)}")
+        notes.append(f"a header of {dialect.n_header} lines, joined: {listed(list(dialect.names), 3)}")
     if not dialect.has_header:
         frame.columns = [f"column_{i}" for i in range(frame.shape[1])]
     frame.columns = _on_one_line(list(frame.columns))
@@ -440,7 +440,7 @@ def _sign_name(sign: str) -> str:
     return {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars", " ": "blanks"}[sign]
 
 
-def shortened(names: list[str], limit: int = 5) -> str:
+def listed(names: list[str], limit: int = 5) -> str:
     """A few names of a list, for a sentence."""
     shown = ", ".join(one_line(name, 40) for name in names[:limit])
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -142,25 +142,25 @@ def test_a_process_gives_the_threads_results(tmp_path, monkeypatch):
     (tmp_path / "empty.png").touch()
     settings, maps = EncodeSettings("unireplknet_a"), MapSettings("image", size=32)
     with Decoders(1000, 1, processes=False) as decoders:
-        assert decoders.apart(one, (2, 3)) is None
+        assert decoders.in_process(one, (2, 3)) is None
         expected = list(_decode_ahead([paths], settings, decoders))
     packed = decode(class_folders(tmp_path), maps, max_bad_share=0.5)
 
     monkeypatch.syspath_prepend(ROOT)
     with start() as decoders:
         with pytest.warns(UserWarning, match="a note of the reader"):
-            answer = decoders.apart(one, (2, 300_000), "<f2")
+            answer = decoders.in_process(one, (2, 300_000), "<f2")
         assert answer is not None
         name, nothing, pid = answer.value
         assert (name, nothing) == ("é\udc80", None)
         assert pid != os.getpid()
         assert [(array.dtype, array.shape) for array in answer.arrays] == [("<f2", (2, 300_000)), ("?", (0, 3))]
         assert (answer.arrays[0] == 1).all()
-        assert decoders.apart(broken) is None
+        assert decoders.in_process(broken) is None
         with monkeypatch.context() as patched:
             patched.setattr(broken, "__module__", "of_no_such_name")
-            assert decoders.apart(broken) is None
-        answer = decoders.apart(pack_file, paths[0], maps.to_json())
+            assert decoders.in_process(broken) is None
+        answer = decoders.in_process(pack_file, paths[0], maps.to_json())
         assert answer is not None
         assert (torch.from_numpy(answer.arrays[0]) == packed.values[0]).all()
 
@@ -177,8 +177,8 @@ def test_a_process_gives_the_threads_results(tmp_path, monkeypatch):
         assert "is empty" in empty.error
 
         with pytest.raises(DecoderDiedError):
-            decoders.apart(ended)
-        assert decoders.apart(one, (1,)) is None  # no process is left: the thread goes on by itself
+            decoders.in_process(ended)
+        assert decoders.in_process(one, (1,)) is None  # no process is left: the thread goes on by itself
         assert [opened.is_read for opened in _decode_ahead([paths], settings, decoders) if opened] == [False] * 4
         server = decoders._server.pid
     assert ends(pid)
@@ -195,7 +195,7 @@ def test_without_more_pipes_or_processes_threads_decode(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(name, refused)
             with Decoders(1000, 2, processes=True) as decoders:
-                assert decoders.apart(one, (1,)) is None
+                assert decoders.in_process(one, (1,)) is None
                 assert decoders.submit(max, 1, 2).result() == 2
         assert len(os.listdir("/proc/self/fd")) == n_open
 
@@ -215,6 +215,6 @@ def test_a_file_whose_process_ended_is_listed_to_be_tried_again(tmp_path, monkey
 
     Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
     with Decoders(1, 1) as decoders:
-        monkeypatch.setattr(decoders, "apart", die)
+        monkeypatch.setattr(decoders, "in_process", die)
         failed, _ = _decode_ahead([[str(tmp_path / "a.png")]], EncodeSettings("unireplknet_a"), decoders)
     assert failed == FailedFile(str(tmp_path / "a.png"), "", "the process that decoded it ended", is_final=False)

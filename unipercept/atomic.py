@@ -80,7 +80,7 @@ def _share(path: Path) -> None:
 def _replace(temporary: Path, path: Path) -> None:
     if path.is_dir() and not path.is_symlink():  # os.replace refuses a folder that is not empty
         if not temporary.is_dir():  # what lies in it is not ours to delete
-            raise InputError(f"cannot write {path}: a folder has this name")
+            raise InputError(f"cannot write {path}: a folder has this name; move it away, or give another name")
         retired = path.with_name(f".{path.name}-{uuid4().hex[:8]}-old")
         os.replace(path, retired)
         os.replace(temporary, path)

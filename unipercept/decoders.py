@@ -105,7 +105,7 @@ class Decoders:
         """The results of a function that runs in the threads, in order."""
         return self._pool.map(function, *items)
 
-    def apart(self, function: Callable[..., Answer | None], *arguments: Any) -> Answer | None:
+    def in_process(self, function: Callable[..., Answer | None], *arguments: Any) -> Answer | None:
         """Run a module's function in a process; None where none is ready, or where it failed or gave None there.
 
         To be called in the pool's threads, with arguments that JSON can carry.

@@ -197,7 +197,7 @@ class _Pipelines(dict[str, Pipeline[Any]]):
 def _open(path: str, settings: EncodeSettings, pipelines: _Pipelines, decoders: Decoders) -> _Opened | FailedFile:
     digest = ""
     try:
-        answer = decoders.apart(decode_small, path, settings.model, settings.modality)
+        answer = decoders.in_process(decode_small, path, settings.model, settings.modality)
         if answer is not None:
             return _opened(path, answer)
         with decoders.in_thread():

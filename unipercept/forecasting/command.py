@@ -37,7 +37,7 @@ def check_outputs(source: str | Path, output: Path | None, plot: Path | None, re
         if not os.access(path.parent, os.W_OK):
             raise InputError(f"{option} {path}: the folder {path.parent} may not be written")
         if path.is_dir() and path.suffix.lower() != ".zarr":
-            raise InputError(f"{option} {path}: a folder has this name")
+            raise InputError(f"{option} {path}: a folder has this name; give another name")
         if path.exists() and Path(source).exists() and path.samefile(source):
             raise InputError(f"{option} {path} is the table itself; name another file")
 

@@ -23,7 +23,7 @@ from unipercept.forecasting.repairs import MIN_KNOWN, limit_spikes, living
 from unipercept.forecasting.split_known import split_known
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
-from unipercept.pipelines.table_file import shortened
+from unipercept.pipelines.table_file import listed
 
 MAX_ROWS = 200_000  # of history; a model of the near future learns nothing from what lies further back
 MAX_STEPS = 100_000  # steps; more would take minutes and gigabytes to say nothing
@@ -199,7 +199,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     power = np.where((np.nanmin(measured, axis=0) > 0) & ~counts, choose_powers(values[:-1], chosen), 1.0)
     if (power < 1).any():
         notices.append(
-            f"the size of swings grows with the level; forecast in logarithms or roots: {shortened([n for n, p in zip(names, power, strict=True) if p < 1])}"
+            f"the size of swings grows with the level; forecast in logarithms or roots: {listed([n for n, p in zip(names, power, strict=True) if p < 1])}"
         )
     transformed = powered(values, power)
     offset, unit = _centre_and_unit(transformed[:head], transformed)
@@ -208,7 +208,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
     if shares := [
         f"{n} ({top:g})" for n, top, c in zip(names, ceiling, counts, strict=True) if np.isfinite(top) and not c
     ]:
-        notices.append(f"shares of a whole, which no forecast exceeds: {shortened(shares)}")
+        notices.append(f"shares of a whole, which no forecast exceeds: {listed(shares)}")
     _tell_oddities(measured, names, notices)
     return Prepared(
         (transformed - offset) / unit,
@@ -293,16 +293,16 @@ def _tell_oddities(measured: NDArray[np.float64], names: Sequence[str], notices:
             absent.append(name)
     if stuck:
         notices.append(
-            f"has not changed up to the end, for longer than ever before: {shortened(stuck)}; if that is a fault, cut these rows off"
+            f"has not changed up to the end, for longer than ever before: {listed(stuck)}; if that is a fault, cut these rows off"
         )
     if absent:
         notices.append(
-            f"whole numbers that are often missing and never 0: {shortened(absent)}; if a missing row means 0, add rows with 0, "
+            f"whole numbers that are often missing and never 0: {listed(absent)}; if a missing row means 0, add rows with 0, "
             "since they are forecast as if it were unknown"
         )
     if coarse:
         notices.append(
-            f"has values at longer steps than the table: {shortened(coarse)}; in a table of its own it would be forecast at these"
+            f"has values at longer steps than the table: {listed(coarse)}; in a table of its own it would be forecast at these"
         )
 
 

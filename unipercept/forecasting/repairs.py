@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError
-from unipercept.pipelines.table_file import shortened
+from unipercept.pipelines.table_file import listed
 
 SPIKE_RANGES = 15.0  # interquartile ranges beyond the block before: no weather, load or price does that by itself
 MAX_SPIKE_SHARE = 0.01  # with more of them the series is heavy-tailed, and nothing is changed
@@ -30,17 +30,17 @@ def living(
     few = ~ended & (count < MIN_KNOWN)
     keep = ~ended & ~few
     if ended.any():
-        who = shortened([n for n, e in zip(names, ended, strict=True) if e])
+        who = listed([n for n, e in zip(names, ended, strict=True) if e])
         notices.append(f"{int(ended.sum())} series ended before the table did and are not forecast: {who}")
     if few.any():
         notices.append(
-            f"{int(few.sum())} series with fewer than {MIN_KNOWN} values are not forecast: {shortened([n for n, f in zip(names, few, strict=True) if f])}"
+            f"{int(few.sum())} series with fewer than {MIN_KNOWN} values are not forecast: {listed([n for n, f in zip(names, few, strict=True) if f])}"
         )
     late = keep & (silent > 0)
     if late.any():
         notices.append(
             f"{int(late.sum())} series end up to {int(silent[late].max())} steps before the table; their forecasts bridge that: "
-            f"{shortened([n for n, x in zip(names, late, strict=True) if x])}"
+            f"{listed([n for n, x in zip(names, late, strict=True) if x])}"
         )
     if not keep.any():
         raise InputError(

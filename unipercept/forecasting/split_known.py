@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from unipercept.errors import InputError, counted
 from unipercept.forecasting.repairs import forward_filled
 from unipercept.pipelines.series_table import SeriesGrid
-from unipercept.pipelines.table_file import shortened
+from unipercept.pipelines.table_file import listed
 
 VARIOUS = 0.3  # of a column's values are different ones
 
@@ -74,7 +74,7 @@ def split_known(
     else:
         columns, told = tuple(names), filled[:, :, None]
     how = "" if grid.known else ", since they go on where the others end (name them with --known, or cut them off)"
-    notices.append(f"known in advance: {shortened(list(columns))}{how}")
+    notices.append(f"known in advance: {listed(list(columns))}{how}")
     cut = replace(grid, values=grid.values[:end, ~is_known], time=grid.time[:end], variables=targets)
     return cut, told, columns
 
@@ -117,7 +117,7 @@ def _tell_short(grid: SeriesGrid, ends: NDArray[np.int64], horizon: int, notices
         return
     steps = len(grid) - int(rest[0])
     if 2 <= steps < horizon:
-        who = shortened([name for name, is_longer in zip(grid.variables, longer, strict=True) if is_longer])
+        who = listed([name for name, is_longer in zip(grid.variables, longer, strict=True) if is_longer])
         notices.append(
             f"{who} go on for {steps} steps where the others end, too few for the horizon of {horizon} to count as known in advance"
         )

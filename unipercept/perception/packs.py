@@ -153,7 +153,7 @@ def decode(
     def one(position: int) -> list[tuple[NDArray[Any], int]] | str:
         try:
             recording = samples.read(position)
-            answer = decoders.apart(pack_file, str(recording), described) if in_files else None
+            answer = decoders.in_process(pack_file, str(recording), described) if in_files else None
             if answer is not None:
                 return list(zip(answer.arrays, answer.value, strict=True))
             with decoders.in_thread():
