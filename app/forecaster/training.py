@@ -36,6 +36,7 @@ from unipercept.app.forecaster.windows import (
 )
 from unipercept.atomic import atomic_path
 from unipercept.blocks import DropPath
+from unipercept.processors import n_processors
 from unipercept.train import FitResult, Progress, TrainConfig, fit, load_checkpoint
 from unipercept.train.distributed import Processes, joined_processes
 
@@ -282,8 +283,7 @@ def _n_workers(windows: Dataset[Window] | TableWindows) -> int:
     """How many processes read data beside this one: each core's, shared with the other processes of this machine."""
     if isinstance(windows, TableWindows) or getattr(windows, "in_memory", False):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(0, min(MOST_WORKERS, n_processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def _table_windows(
