@@ -377,6 +377,8 @@ def test_drop_path_grows_linearly_over_the_blocks():
         ({"name": "unireplknet_a", "depths": (1, 1, 1, 1)}, "an entry a block"),
         ({"name": "unireplknet_a", "depths": (1, 1), "kernel_sizes": ((3,), (3,))}, "four stages"),
         ({"name": "unireplknet_a", "in_channels": 0}, "in_channels at least 1"),
+        ({"name": "unireplknet_a", "drop_path_rate": 1.0}, "at least 0 and below 1, got 1"),
+        ({"name": "van_b0", "drop_path_rate": -0.1}, "at least 0 and below 1, got -"),
         ({"name": "unireplknet_a", "features_only": True, "out_indices": (4,)}, "stages 0 to 3"),
         (
             {"name": "unireplknet_a", "depths": (1, 1, 1, 1), "kernel_sizes": ((4,), (3,), (3,), (3,))},

@@ -1,5 +1,7 @@
 """EmbeddingMap: what is refused, and that every round trip is exact."""
 
+import base64
+import io
 import json
 from dataclasses import replace
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 
 from unipercept import Axis, EmbeddingMap
@@ -67,6 +70,29 @@ def test_zarr_round_trip_is_exact(tmp_path, dtype, zarr_format):
         assert EmbeddingMap.from_xarray(dataset["embedding_map"]).equals(emap)
 
 
+def test_a_transposed_dataarray_is_the_same_map():
+    emap = EmbeddingMap(
+        torch.arange(8.0).reshape(2, 1, 2, 2),
+        "audio",
+        {"frequency": Axis("H", torch.arange(2.0), "Hz"), "time": Axis("W", torch.arange(2.0), "s")},
+        torch.tensor([[[True, False], [True, True]], [[False, False], [True, False]]]),
+    )
+    for dims in (("time", "frequency", "channel", "batch"), ("channel", "batch", "frequency", "time")):
+        assert EmbeddingMap.from_xarray(emap.to_xarray().transpose(*dims)).equals(emap), dims
+
+
+def test_a_dataarray_without_what_the_map_needs_is_refused():
+    array = make_map().to_xarray()
+    for changed, message in (
+        (array.assign_attrs(dict.fromkeys(array.attrs)), "attributes are missing"),
+        (array.assign_attrs(coords="not json"), "damaged"),
+        (array.rename(time="t"), "lost its coordinates"),
+        (array.isel(batch=0), "must have the dimensions batch, channel, frequency, time"),
+    ):
+        with pytest.raises(InputError, match=message):
+            EmbeddingMap.from_xarray(changed)
+
+
 @settings(max_examples=30, deadline=None)
 @given(values=st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=6, max_size=6))
 def test_any_float_survives_a_round_trip(tmp_path_factory, values):
@@ -97,7 +123,9 @@ def test_xarray_dimensions_carry_the_names_and_units_of_the_axes():
         ({"coords": {"time": torch.zeros(5)}}, "must be an Axis"),
         ({"mask": torch.ones(1, 4, 5)}, "mask must be bool"),
         ({"mask": torch.ones(1, 5, 4, dtype=torch.bool)}, "mask must be bool 1x4x5"),
+        ({"coords": {"two words": Axis("W", torch.zeros(5), "s")}}, "needs a name"),
         ({"metadata": {"when": object()}}, "JSON values"),
+        ({"metadata": [1, 2]}, "must be a mapping"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(change, message):
@@ -142,6 +170,7 @@ def test_load_refuses_what_is_not_a_map(tmp_path):
         ("coords", '{"time": {"dim": "W", "unit": "s"}, "lost": {"dim": "H", "unit": "s"}}'),
         ("coords", "not json"),
         ("version", "99"),
+        ("format", "another"),
     ],
 )
 def test_load_refuses_a_header_that_does_not_match(tmp_path, key, value):
@@ -160,6 +189,7 @@ def test_concat_then_select_gives_back_each_map():
     joined = EmbeddingMap.concat(maps)
     assert len(joined) == 3
     assert [item["seed"] for item in joined.metadata["items"]] == [0, 1, 2]
+    assert joined.mask[1].all()  # the map without a mask is real throughout
     for i, emap in enumerate(maps):
         assert torch.equal(joined.select(i).tensor, emap.tensor)
         assert joined.select(i).real_share().item() == pytest.approx(emap.real_share().item())
@@ -187,26 +217,68 @@ def test_maps_that_differ_in_one_part_are_not_equal():
         assert not emap.equals(replace(emap, **changed)), changed
 
 
+@pytest.mark.parametrize(("a", "b"), [(float("inf"), torch.finfo(torch.float32).max), (float("nan"), 0.0)])
+def test_infinity_and_nan_equal_only_themselves(a, b):
+    one, other = (EmbeddingMap(torch.full((1, 1, 1, 1), value), "image") for value in (a, b))
+    assert one.equals(one.to(dtype=torch.float32))
+    assert not one.equals(other)
+
+
 def test_the_real_share_counts_cells():
     mask = torch.zeros(2, 3, 4, dtype=torch.bool)
     mask[0, 0], mask[1] = True, True
     assert EmbeddingMap(torch.zeros(2, 1, 3, 4), "audio", mask=mask).real_share().tolist() == [pytest.approx(1 / 3), 1]
 
 
-def test_to_changes_type_and_keeps_the_axes():
+def test_to_changes_type_and_device_and_keeps_the_axes_and_the_mask():
     emap = make_map().to("cpu", torch.float64)
     assert emap.tensor.dtype == torch.float64
     assert emap.coords["time"].values.dtype == torch.int64
+    assert torch.equal(emap.mask, make_map().mask)
+    moved = emap.to("meta")
+    assert moved.tensor.device.type == moved.mask.device.type == "meta"
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5, 40])
-def test_to_image_shows_every_pixel_of_up_to_sixteen_channels(channels):
-    image = EmbeddingMap(torch.randn(1, channels, 6, 7), "weather").to_image()
-    tiles = 1 if channels == 3 else min(channels, 16)
-    assert image.mode == "RGB"
-    assert image.width % 7 == 0
-    assert image.height % 6 == 0
-    assert (image.width // 7) * (image.height // 6) >= tiles
+def test_concat_keeps_the_metadata_that_all_maps_share():
+    assert EmbeddingMap.concat([make_map(), make_map()]).metadata == make_map().metadata
+
+
+@pytest.mark.parametrize(
+    ("channels", "columns", "rows"), [(1, 1, 1), (2, 1, 2), (3, 1, 1), (5, 2, 3), (16, 4, 4), (40, 4, 4)]
+)
+def test_to_image_tiles_up_to_sixteen_channels_in_reading_order(channels, columns, rows):
+    maps = torch.randn(1, channels, 6, 7)
+    image = EmbeddingMap(maps, "weather").to_image()
+    assert (image.mode, image.size) == ("RGB", (7 * columns, 6 * rows))
+    if channels == 3:
+        return
+    for i in range(columns * rows):
+        tile = np.asarray(image)[i // columns * 6 :, i % columns * 7 :][:6, :7]
+        alone = EmbeddingMap(maps[:, i : i + 1], "weather").to_image() if i < channels else np.full((6, 7, 3), 255)
+        assert np.array_equal(tile, alone), i
+
+
+def test_to_image_shows_the_frames_of_a_video_in_colour():
+    emap = EmbeddingMap(torch.rand(1, 6, 4, 8), "video", metadata={"mean": [0.0] * 3, "std": [1.0] * 3})
+    shown = np.asarray(emap.to_image()) / 255  # two frames, one above the other: a square
+    frames = emap.tensor[0].reshape(2, 3, 4, 8).permute(0, 2, 3, 1).reshape(8, 8, 3).numpy()
+    assert np.abs(shown - frames).max() <= 0.5 / 255 + 1e-6
+    assert EmbeddingMap(torch.rand(1, 4, 4, 8), "video").to_image().size == (8, 16)  # no colours: tiled one by one
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (270, 310), (-1e-3, 1e-3)])
+def test_a_channel_goes_from_dark_to_bright(low, high):
+    rising = torch.linspace(low, high, 200).reshape(1, 1, 1, 200)
+    shown = np.asarray(EmbeddingMap(rising, "weather").to_image()).astype(int)[0]
+    assert (np.diff(shown[::20] @ [299, 587, 114]) > 0).all()
+    assert np.abs(shown[0] - [68, 1, 84]).max() <= 1  # the two ends of viridis
+    assert np.abs(shown[-1] - [253, 231, 37]).max() <= 1
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_to_image_refuses_an_item_that_is_not_there(index):
+    with pytest.raises(InputError, match="items 0 to 1"):
+        EmbeddingMap(torch.zeros(2, 1, 3, 3), "image").to_image(index)
 
 
 def test_to_image_undoes_a_known_normalisation():
@@ -243,7 +315,13 @@ def test_html_card_escapes_what_came_from_a_file():
         torch.zeros(1, 1, 2, 2), "image", metadata={"source": "<script>alert(1)</script>"}
     )._repr_html_()
     assert "<script>" not in html
-    assert "data:image/png;base64," in html
+    picture = html.partition("data:image/png;base64,")[2].partition("'")[0]
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (2, 2)
+
+
+def test_html_card_states_the_share_of_real_input():
+    mask = torch.tensor([[[True, False], [False, False]]])
+    assert "<td>25.0%</td>" in EmbeddingMap(torch.zeros(1, 1, 2, 2), "audio", mask=mask)._repr_html_()
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

@@ -198,6 +198,8 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        if not 0 <= rate < 1:  # at 1 every sample would be 0 / 0
+            raise InputError(f"drop_path_rate must be at least 0 and below 1, got {rate:g}")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ class EmbeddingMap:
         return f"EmbeddingMap({self.modality}, {shape} {str(self.tensor.dtype).removeprefix('torch.')}, {axes})"
 
     def equals(self, other: EmbeddingMap) -> bool:
-        """Whether both hold the same values bit for bit (NaN equals NaN), axes, mask and metadata."""
+        """Whether both hold exactly the same values (NaN equals NaN), axes, mask and metadata."""
         return (
             self.modality == other.modality
             and self.tensor.dtype == other.tensor.dtype
@@ -214,8 +214,11 @@ class EmbeddingMap:
         """Item `index` of the batch as the backbone sees it, rows from the top: an RGB picture of HxW pixels.
 
         Three channels are shown as red, green, blue (with mean and std of the metadata undone where they are
-        known), one channel in colours from dark to bright, more channels tiled in order, frames of a video
-        three by three. Padding is grey.
+        known), one channel in colours from dark to bright. Of more channels the first 16 are tiled in reading order;
+        of a video, whose channels are the colours of frame after frame, the first 16 frames. Padding is grey.
+
+        Raises:
+            InputError: there is no such item.
         """
         from unipercept.embedding_image import to_image
 
@@ -330,11 +333,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return (
-        a.shape == b.shape
-        and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
-        and bool(torch.equal(a.isnan(), b.isnan()))
-    )
+    return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _describe(value: object) -> str:

@@ -24,7 +24,8 @@ _DECODED_UNITS = frozenset({"days", "hours", "minutes", "seconds", "milliseconds
 
 def to_xarray(emap: EmbeddingMap, header: Mapping[str, str]) -> xarray.DataArray:
     """The map as a DataArray whose attributes hold `header`, so that it can be read back exactly."""
-    dims = ("batch", "channel", _primary(emap, "H"), _primary(emap, "W"))
+    along = {name: axis.dim for name, axis in emap.coords.items()}
+    dims = ("batch", "channel", _primary(along, "H"), _primary(along, "W"))
     coords: dict[str, xarray.Variable] = {}
     for name, axis in emap.coords.items():
         attributes = {} if axis.unit in _DECODED_UNITS or " since " in axis.unit else {"units": axis.unit}
@@ -35,30 +36,38 @@ def to_xarray(emap: EmbeddingMap, header: Mapping[str, str]) -> xarray.DataArray
 
 
 def parts_from_xarray(array: xarray.DataArray) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a DataArray made by `to_xarray`.
+    """Tensors and header of a DataArray made by `to_xarray`, its dimensions in any order.
 
     Raises:
-        InputError: it was not made by `to_xarray`, or lost a coordinate on its way.
+        InputError: it was not made by `to_xarray`, or lost a coordinate or a dimension on its way.
     """
     header = {str(name): value for name, value in array.attrs.items() if isinstance(value, str)}
-    if "coords" not in header or "dtype" not in header or array.ndim != 4:
+    try:
+        axes, tensor_dtype = json.loads(header["coords"]), header["dtype"]
+        along = {name: axis["dim"] for name, axis in axes.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            "expected a DataArray made by EmbeddingMap.to_xarray(); its attributes or dimensions are missing"
-        )
-    axes = json.loads(header["coords"])
+            "expected a DataArray made by EmbeddingMap.to_xarray(); its attributes are missing or damaged"
+        ) from error
     missing = [name for name in axes if name not in array.coords]
     if missing:
         raise InputError(f"the DataArray has lost its coordinates {missing}; write and read it with all of them")
-    tensors = {"tensor": _to_tensor(array, header["dtype"])}
+    dims = ("batch", "channel", _primary(along, "H"), _primary(along, "W"))
+    if set(array.dims) != set(dims):
+        raise InputError(
+            f"the DataArray must have the dimensions {', '.join(dims)}; got {', '.join(map(str, array.dims))}"
+        )
+    array = array.transpose(*dims)
+    tensors = {"tensor": _to_tensor(array, tensor_dtype)}
     tensors |= {f"coords.{name}": _to_tensor(array.coords[name], axis["dtype"]) for name, axis in axes.items()}
     if "mask" in array.coords:
         tensors["mask"] = _to_tensor(array.coords["mask"], "bool")
     return tensors, header
 
 
-def _primary(emap: EmbeddingMap, dim: str) -> str:
-    """The first axis along `dim` names the dimension, so that xarray indexes and plots by it."""
-    return next((name for name, axis in emap.coords.items() if axis.dim == dim), dim)
+def _primary(along: Mapping[str, str], dim: str) -> str:
+    """The first axis along `dim`, of axes by name, names the dimension, so that xarray indexes and plots by it."""
+    return next((name for name, own in along.items() if own == dim), dim)
 
 
 def _to_numpy(tensor: Tensor):  # type: ignore[no-untyped-def]
