@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from unipercept.backbone import (
     FeatureExtractor,
     UniRepLKNet,
+    _seed_of,
     adapt_stem,
     build_backbone,
     layer_decay_groups,
@@ -380,6 +381,7 @@ def test_drop_path_grows_linearly_over_the_blocks():
         ({"name": "unireplknet_a", "drop_path_rate": 1.0}, "at least 0 and below 1, got 1"),
         ({"name": "van_b0", "drop_path_rate": -0.1}, "at least 0 and below 1, got -"),
         ({"name": "unireplknet_a", "features_only": True, "out_indices": (4,)}, "stages 0 to 3"),
+        ({"name": "unireplknet_a", "features_only": True, "out_indices": ()}, "stages 0 to 3"),
         (
             {"name": "unireplknet_a", "depths": (1, 1, 1, 1), "kernel_sizes": ((4,), (3,), (3,), (3,))},
             "kernel size must be",
@@ -403,6 +405,20 @@ def test_seeded_models_share_all_but_the_stem():
     ]
     other = seed_weights(tiny(in_channels=1), seed=1).state_dict()
     assert not torch.equal(one["stages.0.0.dwconv.weight"], other["stages.0.0.dwconv.weight"])
+
+
+def test_seeded_weights_are_those_that_stored_vectors_were_made_with():
+    state = seed_weights(build_backbone("unireplknet_a")).state_dict()
+    for name, value in state.items():
+        leaf = name.rsplit(".", 1)[-1]
+        if leaf in ("bias", "beta", "running_mean", "num_batches_tracked"):
+            assert not value.any(), name
+        elif value.ndim < 2:
+            assert (value == (0.1 if leaf == "gamma" else 1)).all(), name  # layer scale; norms
+        else:  # GRN; convolutions and linear layers
+            expected = 0.5 if leaf == "gamma" else (2 / value[0].numel()) ** 0.5
+            assert value.std().item() == pytest.approx(expected, rel=5 / value.numel() ** 0.5), name
+    assert _seed_of("head.weight", 0) == 2769572589763772722
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ class Model:
         return ModelOutput(self.pooled(emap), torch.stack([-value, value], dim=1), value[:, None])
 
     def remarks(self, vector, texture, emap):
-        return {"width": len(vector), "texture": texture.tolist()}
+        return {"width": len(vector), "texture": texture.tolist(), "first": emap.tensor.tolist()}
 
 
 class Headless(Model):
@@ -62,7 +62,9 @@ def test_perceive_names_the_most_probable_class_first(numbers):
     result = Numbers(model=Model())(numbers)
     assert result.labels == ("high", "low")
     assert sum(result.scores) == pytest.approx(1)
-    assert result.metadata == {"width": 2, "texture": [3.0]}  # the mean of what is real
+    assert (result.source, result.model, result.modality) == (str(numbers), "stand-in", "timeseries")
+    assert result.metadata == {"width": 2, "texture": [3.0], "first": [[[[1.0]]]]}  # the mean of what is real
+    assert Numbers(model=Model()).looks_at_maps
 
 
 def test_a_model_without_a_head_says_so(numbers):
@@ -73,6 +75,20 @@ def test_a_model_without_a_head_says_so(numbers):
 def test_a_pipeline_without_a_model_says_how_to_get_one(numbers):
     with pytest.raises(InputError, match=r"unipercept\.pipeline"):
         Numbers().encode(numbers)
+
+
+def test_pieces_count_by_their_real_share():
+    pieces = [
+        (torch.tensor([[3.0, 0.0]]), torch.tensor([1.0])),
+        (torch.tensor([[0.0, 1.0], [9.0, 9.0]]), torch.tensor([4.0, 0.0])),
+    ]
+    assert pool_vector(pieces).tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_a_file_without_maps_is_named(tmp_path):
+    (tmp_path / "blank.txt").write_text("\n")
+    with pytest.raises(InputError, match=r"blank\.txt gave no map to classify"):
+        Numbers(model=Model())(tmp_path / "blank.txt")
 
 
 @pytest.mark.parametrize("features", [torch.zeros(1, 3), torch.full((1, 3), float("nan"))])
