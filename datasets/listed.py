@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,11 +182,11 @@ def kinetics400(folder: str | Path, split: str = "train") -> LabelledSet:
     root = Path(folder)
     found = []
     for line in existing(root, f"{split}.csv", KINETICS400).read_text(encoding="utf-8").splitlines():
-        name, _, label = line.strip().replace(",", " ").rpartition(" ")
-        if not name or not label.isdigit():
+        parts = re.fullmatch(r"(.+?)[ ,]+(\d+)", line.strip())  # names of clips may hold both signs, too
+        if parts is None:
             raise InputError(f"{split}.csv of kinetics400 must hold lines of `path label`, got {line[:60]!r}")
-        if (root / name).is_file():
-            found.append((root / name, int(label)))
+        if (root / parts[1]).is_file():
+            found.append((root / parts[1], int(parts[2])))
     count = max((label for _, label in found), default=0) + 1
     names_file = root / "class_names.txt"
     names = (

@@ -119,10 +119,16 @@ def test_imagenet_folders_and_video_lists(tmp_path):
     pictures = labelled_set("imagenet1k", tmp_path, "val")
     assert pictures.card.class_names == ("n01", "n02")
     assert pictures.ids == ("n01/a.JPEG", "n02/a.JPEG")
-    (tmp_path / "clip.mp4").write_bytes(b"x")
-    (tmp_path / "val.csv").write_text("clip.mp4 1\ngone.mp4 0\n")
-    clips = labelled_set("kinetics400", tmp_path, "val")
-    assert (clips.ids, clips.targets.tolist()) == (("clip.mp4",), [1])
+    for name in ("clip.mp4", "two words, one clip.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    for separator in (" ", ","):
+        lines = [
+            f"{name}{separator}{label}\n"
+            for name, label in (("clip.mp4", 1), ("gone.mp4", 0), ("two words, one clip.mp4", 0))
+        ]
+        (tmp_path / "val.csv").write_text("".join(lines))
+        clips = labelled_set("kinetics400", tmp_path, "val")
+        assert (clips.ids, clips.targets.tolist()) == (("clip.mp4", "two words, one clip.mp4"), [1, 0])
 
 
 def test_ucf_something_and_audioset_lists(tmp_path):
