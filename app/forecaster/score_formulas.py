@@ -23,6 +23,7 @@ TROPICS_DEGREES = 20.0
 EVERYWHERE = "global"
 Weights = Literal["cell", "cos"]
 Box = tuple[float, float, float, float]  # south, north, west, east
+EDGE = 1e-4  # degrees within which a cell lies on the edge of a box: coordinates are often stored in float32
 
 
 def region_masks(
@@ -49,7 +50,7 @@ def region_masks(
     full = {name: mask for name, mask in full.items() if mask.any()}
     for name, (south, north, west, east) in (boxes or {}).items():
         width = 360 if east - west >= 360 else (east - west) % 360  # -180:180 is the whole belt, not a meridian
-        inside = (phi >= south) & (phi <= north) & ((lam - west) % 360 <= width)
+        inside = (phi >= south - EDGE) & (phi <= north + EDGE) & ((lam - west + EDGE) % 360 <= width + 2 * EDGE)
         if not inside.any():
             raise InputError(
                 f"region {name} ({south:g} to {north:g} N, {west:g} to {east:g} E) holds no cell of the grid"

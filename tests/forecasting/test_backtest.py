@@ -53,6 +53,7 @@ def with_gaps(values, share=0.1, seed=1):
 
 METHODS = [
     Naive,
+    LastPeriod,
     lambda: SeasonalNaive(24),
     lambda: SeasonalDrift(24),
     Drift,
@@ -72,11 +73,13 @@ METHODS = [
 
 
 @pytest.mark.parametrize("make", METHODS)
-@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("gaps", [False, True, "late"])
 def test_what_comes_after_an_origin_changes_no_forecast(make, gaps):
     if make().__class__ is ExponentialSmoothing:
         pytest.importorskip("statsmodels")
     values = with_gaps(waves()) if gaps else waves()
+    if gaps == "late":  # one of the series begins after most of what is learned
+        values[:120, 1] = np.nan
     method = make()
     method.fit(values[:150], HORIZON, 20.0)
     forecast = method.predict(values, ORIGINS, HORIZON)
@@ -123,6 +126,7 @@ def test_naive_seasonal_and_drift_are_what_they_say():
     holed[4] = np.nan
     assert SeasonalNaive(3).predict(holed, [6], 3)[0, :, 0].tolist() == [3, 1, 5]
     assert Drift().predict(holed, [5], 2)[0, :, 0].tolist() == [5, 6]
+    assert Drift().predict(values, [2], 2)[0, :, 0].tolist() == [2, 3]
 
 
 def test_the_last_period_is_found_anew_at_each_origin():
@@ -132,6 +136,10 @@ def test_the_last_period_is_found_anew_at_each_origin():
     found = LastPeriod().predict(values, [600, 1100], 40)
     np.testing.assert_allclose(found[0, :, 0], np.sin(2 * np.pi * np.arange(600, 640) / 12), atol=1e-6)
     np.testing.assert_allclose(found[1, :, 0], values[1100:1140, 0], atol=1e-6)
+    begins_later = np.concatenate([np.full((300, 1), np.nan), values[300:]])
+    np.testing.assert_allclose(LastPeriod().predict(begins_later, [600], 40)[0], found[0], atol=1e-6)
+    with np.errstate(all="raise"):
+        assert np.isnan(LastPeriod().predict(begins_later, [200], 40)).all()
     noise = np.random.default_rng(0).normal(size=(300, 1))
     assert (LastPeriod().predict(noise, [300], 5) == noise[-1]).all()
 

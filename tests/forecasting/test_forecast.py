@@ -13,7 +13,8 @@ import pytest
 import unipercept
 from unipercept import cli
 from unipercept.errors import InputError
-from unipercept.forecasting.anomalies import find_anomalies
+from unipercept.forecasting import anomalies
+from unipercept.forecasting.anomalies import _worst_of_runs, find_anomalies
 from unipercept.forecasting.estimator import TableForecaster
 from unipercept.forecasting.forecast import forecast_table
 from unipercept.forecasting.settings import ForecastConfig
@@ -234,6 +235,24 @@ def test_what_does_not_fit_is_found_with_its_size():
     assert len(found) <= 4, found.to_text()
     assert (np.diff(found.size) <= 0).all()
     assert ((found.value < found.low) | (found.value > found.high)).all()
+
+
+def test_neighbours_within_a_block_are_one_anomaly_at_its_worst_row():
+    size = np.zeros((20, 2))
+    size[[2, 4, 9], 0], size[[4, 8], 1] = [3.0, 5.0, 4.0], [2.0, 9.0]
+    rows, columns = _worst_of_runs(size, 1.0, 4)
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(4, 0), (9, 0), (4, 1), (8, 1)]
+    assert [len(found) for found in _worst_of_runs(size, 9.0, 4)] == [0, 0]
+
+
+def test_of_a_table_too_large_the_latest_rows_are_looked_at(monkeypatch):
+    monkeypatch.setattr(anomalies, "MAX_CELLS", 300)
+    values = np.sin(np.arange(400) * 2 * np.pi / 24) + 0.05 * np.random.default_rng(0).normal(size=400)
+    values[[50, 350]] += 4
+    frame = pd.DataFrame({"load": values}, index=pd.date_range("2024-01-01", periods=400, freq="h"))
+    found = find_anomalies(frame)
+    assert found.time == frame.index[[350]]
+    assert found.value[0] == pytest.approx(values[350])
 
 
 def test_a_handful_of_rows_has_nothing_odd():

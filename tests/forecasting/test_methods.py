@@ -233,6 +233,10 @@ def test_the_season_is_that_of_classical_decomposition():
     assert seasonal_strength(values[:, 0], 12) > 0.9
     noise = RNG.normal(size=(120, 1))
     assert seasonal_strength(noise[:, 0], 12) < 0.5
+    # Half of the variance, in any unit.
+    half = 2**0.5 * np.sin(np.arange(4800) * 2 * np.pi / 24) + np.random.default_rng(0).normal(size=4800)
+    for unit in (1.0, 1e3):
+        assert seasonal_strength(unit * half, 24) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
@@ -343,6 +347,7 @@ def test_columns_that_alone_go_on_are_taken_as_known_in_advance():
     assert prepared.known_names == ("promo",)
     assert len(prepared) == 290
     assert prepared.known.shape == (300, 1, 1)
+    assert len(prepared.time) == 290
     method = Known(prepared.known, 7, Ets(7))
     forecast = prepared.restored(ends(method, prepared.values, 10))[:, 0]
     assert np.abs(forecast - truth).mean() < 1.0  # noise of 0.5; without the promotions 3

@@ -151,10 +151,14 @@ class LastPeriod:
         """Nothing to learn."""
 
     def predict(self, values: Array, origins: Sequence[int], horizon: int) -> Array:
-        filled = forward_filled(values, start="mean")
+        filled = forward_filled(values)
         return np.stack([self._from(filled[max(0, origin - self.window) : origin], horizon) for origin in origins])
 
     def _from(self, past: Array, horizon: int) -> Array:
+        begun = np.isfinite(past)
+        count = begun.sum(axis=0)
+        mean = np.where(begun, past, 0).sum(axis=0) / np.where(count > 0, count, np.nan)
+        past = np.where(begun, past, mean)  # of the window alone: the column's mean would know what comes later
         centred = past - past.mean(axis=0)
         size = len(past)
         spectrum = np.fft.rfft(centred, 2 * size, axis=0)

@@ -144,6 +144,12 @@ def test_ranks_of_equal_values_are_shared_out() -> None:
     np.testing.assert_allclose(counts[0] / 3600, 0.25, atol=0.03)
 
 
+def test_a_truth_below_all_members_has_the_first_of_the_ranks() -> None:
+    random = np.random.default_rng(0)
+    counts = formulas.rank_counts(np.ones((3, 2, 4, 5)), np.stack([np.zeros((4, 5)), np.full((4, 5), 2.0)]), random)
+    assert counts.tolist() == [[20, 0, 0, 0], [0, 0, 0, 20]]
+
+
 def test_one_member_has_the_mean_absolute_error_as_crps(fields: np.ndarray) -> None:
     weights = formulas.region_weights(LATITUDE, [np.ones((9, 16), bool)])
     alone = formulas.probabilistic(fields[0, :1], fields[0, 1], weights)
@@ -181,6 +187,7 @@ def test_seeps_is_the_matrix_cell_by_cell() -> None:
     random = np.random.default_rng(3)
     rain, seen = random.exponential(2e-3, (2, 9, 16)) * (random.random((2, 9, 16)) < 0.6)
     p1, heavy = random.uniform(0.05, 0.9, (9, 16)), np.full((9, 16), 2e-3)
+    p1[4, :2] = 0.1, 0.85  # the bounds count
     total = weight = 0.0
     for i in range(9):
         for j in range(16):
@@ -200,9 +207,9 @@ def test_seeps_is_the_matrix_cell_by_cell() -> None:
 
 
 def test_a_box_across_greenwich_holds_both_sides() -> None:
-    mask = formulas.region_masks(LATITUDE, LONGITUDE, {"europe": (35, 75, -12.5, 42.5)})["europe"]
-    assert mask[:, [0, 1]].any()
-    assert not mask[:, 2:].any()
+    mask = formulas.region_masks(LATITUDE, LONGITUDE, {"europe": (35, 75, -22.5, 42.5)})["europe"]
+    assert LATITUDE[mask.any(axis=1)].tolist() == [67.5, 45]
+    assert LONGITUDE[mask.any(axis=0)].tolist() == [0, 22.5, 337.5]
     with pytest.raises(InputError, match="holds no cell"):
         formulas.region_masks(LATITUDE, LONGITUDE, {"none": (1, 2, 3, 4)})
 
@@ -213,6 +220,13 @@ def test_a_belt_is_a_box_of_all_longitudes(west: float, east: float) -> None:
     assert mask.sum() == 16 * (LATITUDE >= 60).sum()
 
 
+def test_cells_on_the_edge_of_a_box_belong_to_it() -> None:
+    latitude, longitude = np.arange(30, 41) / 10, np.arange(200, 221) / 10
+    for kind in (np.float64, np.float32):  # in which 19.9 is less than 19.9
+        mask = formulas.region_masks(latitude.astype(kind), longitude.astype(kind), {"box": (3.1, 3.7, 20.1, 21.3)})
+        assert mask["box"].sum() == 7 * 13, kind
+
+
 def test_a_regional_grid_has_no_spectra_and_its_own_regions() -> None:
     scores = ScoreBoard(("z500",), np.arange(55, 29, -2.5), np.arange(-15, 16, 2.5))
     scores.add("2020-01-01", LEAD, np.ones((1, 11, 13)), np.zeros((1, 11, 13)))
@@ -221,11 +235,39 @@ def test_a_regional_grid_has_no_spectra_and_its_own_regions() -> None:
     assert list(table["region"].values) == ["global", "extratropics", "northern-hemisphere"]
 
 
+def test_states_may_come_in_any_order(fields: np.ndarray) -> None:
+    scores, days = board(), [np.datetime64("2020-01-02"), np.datetime64("2020-01-01")]
+    for i, (day, hours) in enumerate((day, hours) for day in days for hours in (12, 6)):
+        scores.add(day, np.timedelta64(hours, "h"), fields[0, 1] + i, fields[0, 1])
+    values = scores.values()
+    assert values["time"].values.astype("datetime64[D]").tolist() == sorted(day.item() for day in days)
+    assert values["lead"].values.tolist() == [6, 12]
+    np.testing.assert_allclose(values["mae"].sel(region="global", channel="z500"), [[3, 2], [1, 0]], rtol=1e-9)
+
+
+def test_a_wind_needs_both_components(fields: np.ndarray) -> None:
+    scores = ScoreBoard(("z500", "u850", "v500"), LATITUDE, LONGITUDE)
+    scores.add("2020-01-01", LEAD, fields[0, 0], fields[0, 1])
+    assert "vector_wind_rmse" not in scores.table()
+
+
+def test_a_forecast_of_the_climate_has_no_anomaly_to_correlate(fields: np.ndarray) -> None:
+    weights = formulas.region_weights(LATITUDE, [np.ones((9, 16), bool)])
+    with np.errstate(all="raise"):
+        found = formulas.deterministic(fields[0, 2], fields[0, 1], fields[0, 2], weights)
+    assert np.isnan(found["acc"]).all()
+    assert not found["activity_squared"].any()
+
+
 def test_missing_cells_and_other_shapes_are_refused(fields: np.ndarray) -> None:
     broken = fields[0, 0].copy()
     broken[0, 0, 0] = np.nan
     with pytest.raises(InputError, match="forecast has missing or infinite cells in z500, 6 h from 2020-01-01T00:00"):
         board().add("2020-01-01", LEAD, broken, fields[0, 1])
+    members = fields[:, 0].copy()
+    members[2, 1, 3, 3] = np.inf
+    with pytest.raises(InputError, match="forecast has missing or infinite cells in u850"):
+        board().add("2020-01-01", LEAD, members, fields[0, 1])
     with pytest.raises(InputError, match="truth has missing"):
         board().add("2020-01-01", LEAD, fields[0, 1], np.where(np.isnan(broken), np.inf, broken))
     with pytest.raises(InputError, match="truth holds no value of u850"):
@@ -272,6 +314,12 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says() -> None:
     assert 85 <= covered <= 100
 
 
+@pytest.mark.parametrize(("n", "level", "n_draws"), [(1, 0.95, 10), (5, 1.0, 10), (5, 0.0, 10), (5, 0.95, 0)])
+def test_an_interval_of_nothing_is_refused(n: int, level: float, n_draws: int) -> None:
+    with pytest.raises(InputError, match="needs 2 samples"):
+        bootstrap_interval(np.arange(float(n)), lambda x: x.mean(0), level=level, n_draws=n_draws)
+
+
 def test_blocks_widen_the_interval_of_correlated_samples() -> None:
     samples = np.repeat(np.random.default_rng(0).normal(size=20), 10)
     width = [np.subtract(*bootstrap_interval(samples, lambda x: x.mean(0), block=b)[::-1]) for b in (1, 20)]
@@ -294,6 +342,13 @@ def test_brier_is_the_squared_error_of_the_share_above():
     truth, everywhere = np.array([[[5.0, 5.0], [-5.0, 5.0]]]), np.full((1, 4), 0.25)
     expected = (3 * 0.75**2 + 0.25**2) / 4  # one of four lies above 2.5
     assert formulas.brier(members, truth, 2.5, everywhere)[0, 0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_what_equals_a_threshold_does_not_exceed_it():
+    members = np.array([2.0, 2.0, 2.0, 3.0])[:, None, None, None] * np.ones((4, 1, 1, 2))
+    truth, everywhere = np.array([[[2.0, 3.0]]]), np.full((1, 2), 0.5)
+    assert formulas.brier(members, truth, 2.0, everywhere)[0, 0] == pytest.approx((0.25**2 + 0.75**2) / 2)
+    assert formulas.ignorance(members, truth, 2.0, everywhere)[0, 0] == pytest.approx(-np.log(0.75 * 0.25) / 2)
 
 
 def test_rps_of_many_thresholds_is_the_crps_of_the_step_function() -> None:
