@@ -459,6 +459,8 @@ def test_layer_decay_covers_every_parameter_once_as_published():
     assert [layer_id(n, 27) for n in names] == [0, 1, 2, 2]
     names = ["downsample_layers.2.0.bias", "downsample_layers.3.0.bias", "stages.3.0.gamma", "norm.weight", "head.bias"]
     assert [layer_id(n, 27) for n in names] == [3, 12, 12, 13, 13]
+    assert [layer_id(f"downsample_layers.2.{part}.weight", 6) for part in (0, 1)] == [3, 3]
+    assert [layer_id(f"stages.2.{block}.gamma", 6, n_layers=9) for block in range(6)] == [3, 4, 5, 6, 7, 8]
 
 
 def test_half_precision_stays_finite_on_large_activations():

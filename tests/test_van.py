@@ -67,6 +67,62 @@ def test_block_matches_the_reference(golden: Path) -> None:
     assert relative_error(block(data["input"]), data["output"]) < 2e-5
 
 
+def drawn(module: nn.Module) -> nn.Module:
+    """In float64 and evaluation mode, with random numbers in every parameter and running statistic."""
+    generator = torch.Generator().manual_seed(0)
+    module = module.double().eval()
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.5)
+            if "running_var" not in name:
+                value.sub_(0.9)
+    return module
+
+
+@torch.no_grad()
+def test_a_block_is_its_formula_in_plain_layers() -> None:
+    """Here without recorded arrays: equations 1 to 4 of the source, with PyTorch's own convolutions."""
+    block = drawn(VANBlock(6, 4))
+
+    def conv(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        dilation = getattr(layer, "dilation", 1)
+        dilation = dilation if isinstance(dilation, int) else dilation[0]
+        padding, groups = dilation * (layer.weight.shape[-1] // 2), x.shape[1] // layer.weight.shape[1]
+        return nn.functional.conv2d(x, layer.weight, layer.bias, padding=padding, dilation=dilation, groups=groups)
+
+    x = torch.randn(2, 6, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    gate, mlp = block.attn.spatial_gating_unit, block.mlp
+    assert all(layer.bias is not None for layer in block.modules() if hasattr(layer, "weight"))
+    normed = block.norm1(x)
+    y = nn.functional.gelu(conv(block.attn.proj_1, normed))
+    y = y * conv(gate.conv1, conv(gate.conv_spatial, conv(gate.conv0, y)))
+    y = x + block.layer_scale_1[:, None, None] * (normed + conv(block.attn.proj_2, y))
+    fed = nn.functional.gelu(conv(mlp.dwconv["dwconv"], conv(mlp.fc1, block.norm2(y))))
+    expected = y + block.layer_scale_2[:, None, None] * conv(mlp.fc2, fed)
+    torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_initial_weights_are_he_normal_by_their_fan_out() -> None:
+    torch.manual_seed(0)
+    network = build_backbone("van_b0", num_classes=100)
+    for name, value in network.named_parameters():
+        if value.ndim == 4 and value.numel() > 2000:
+            fan_out = value.shape[0] * value[0, 0].numel() if value.shape[1] > 1 else value[0].numel()
+            assert value.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1), name
+        elif name.endswith(".bias"):
+            assert not value.any(), name
+    assert network.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("padding", ["zero", "sphere"])
+@torch.no_grad()
+def test_both_convolutions_of_the_attention_see_the_same_edge(padding: str) -> None:
+    layer = drawn(LargeKernelAttention(2, 9, 3, padding))
+    x = torch.randn(1, 2, 12, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    turned = layer(x.roll(7, dims=-1)).roll(-7, dims=-1)
+    assert torch.allclose(turned, layer(x)) == (padding == "sphere")
+
+
 @pytest.mark.parametrize("case", ["sq64", "odd97x61"])
 def test_network_matches_the_reference_at_every_stage(golden: Path, case: str) -> None:
     data, model = arrays(golden / "van_b0_tiny_io.npz"), tiny(golden)
@@ -158,6 +214,13 @@ def test_decomposition_covers_the_kernel(kernel_size: int, dilation: int, expect
 def test_a_caller_mistake_is_named() -> None:
     with pytest.raises(InputError, match="dilation"):
         decomposed(3, 5)
+    assert decomposed(3, 3) == (5, 1)
+    for sizes in ({"depths": (0, 1, 1, 1)}, {"dims": (0, 8, 12, 16)}, {"depths": (1, 1, 1)}):
+        with pytest.raises(InputError, match="four stages"):
+            build_backbone("van_b0", **sizes)
+    for sizes in ({"in_channels": 0}, {"num_classes": -1}, {"features_only": True, "out_indices": (4,)}):
+        with pytest.raises(InputError, match="in_channels must be at least 1"):
+            build_backbone("van_b0", **sizes)
     with pytest.raises(InputError, match="kernel_sizes"):
         build_backbone("van_b0", kernel_sizes=((3,),) * 4)
     with pytest.raises(InputError, match="C = 3"):

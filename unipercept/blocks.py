@@ -67,9 +67,8 @@ class LayerNorm2d(nn.LayerNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=LAYER_NORM_EPS)
 
-    def forward(self, x: Tensor, shift: Tensor | None = None, gelu: bool = False) -> Tensor:
-        """See `layer_norm2d` for the bias before and the GELU after, which cost nothing here."""
-        return layer_norm2d(x, self.weight, self.bias, eps=self.eps, shift=shift, gelu=gelu)
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm2d(x, self.weight, self.bias, eps=self.eps)
 
 
 class ConvNorm(nn.Sequential):

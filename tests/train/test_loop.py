@@ -90,6 +90,14 @@ def test_an_epoch_sees_every_sample_once_whatever_the_share(n_samples, size, cou
     assert total == pytest.approx(plans[0].steps_per_epoch, abs=1e-12)
     validated = Counter(i for plan in plans for part in plan.validation_parts() if part.weight for i in part.indices)
     assert validated == Counter(range(n_samples))
+    for part in (part for plan in plans for part in plan.validation_parts()):
+        assert len(part.indices) <= max(1, size // (count * accumulation))  # no more than in training
+        assert part.weight in (0, len(part.indices))
+
+
+def test_a_constant_learning_rate_stays_after_its_warm_up():
+    config = TrainConfig(learning_rate=0.1, warmup_steps=2, schedule="constant", final_learning_rate=0.001)
+    assert [learning_rate_factor(step, 5, config) for step in range(5)] == [0.5, 1, 1, 1, 1]
 
 
 def test_learning_rate_warms_up_and_ends_at_its_final_value():
