@@ -34,6 +34,18 @@ def test_views_are_rotations(angles):
     assert torch.linalg.det(matrix).item() == pytest.approx(1)
 
 
+def test_views_are_seen_from_the_directions_that_models_were_trained_on():
+    half, root = 0.5, 0.5**0.5
+    towards_viewer = [
+        *((0, 0, 1), (1, 0, 0), (0, 0, -1), (-1, 0, 0)),
+        *((-root, half, -half), (-root, -half, half), (-root, -half, -half), (-root, half, half)),
+        *((0, -1, 0), (0, 1, 0)),
+    ]
+    found = torch.stack([rotation(angles) for angles in VIEW_ANGLES])
+    assert torch.allclose(found[:, 2], torch.tensor(towards_viewer, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(found[:4, 0], torch.tensor([0.0, -1, 0], dtype=torch.float64), atol=1e-12)
+
+
 def test_a_quarter_turn_about_z_takes_x_to_y():
     turned = torch.tensor([[1.0, 0, 0]], dtype=torch.float64) @ rotation((0, 0, math.pi / 2)).T
     assert torch.allclose(turned, torch.tensor([[0.0, 1, 0]], dtype=torch.float64), atol=1e-12)
@@ -73,6 +85,12 @@ def test_the_nearest_point_hides_those_behind():
     assert depth[2, 2].item() == pytest.approx(0.7)
     assert depth[0, 3].item() == 0
     assert torch.isinf(depth).sum() == 14
+
+
+def test_points_on_the_edge_of_the_ball_are_in_the_outermost_cells():
+    depth = depth_map(torch.tensor([[1.0, 0, 0.1], [0, -1, 0.2], [-1, 0, 0.3], [0, 1, 0.4]]), 4)
+    assert torch.isfinite(depth).nonzero().tolist() == [[0, 2], [2, 0], [2, 3], [3, 2]]
+    assert depth[torch.isfinite(depth)].tolist() == pytest.approx([0.4, 0.3, 0.1, 0.2])
 
 
 def test_a_plane_has_one_normal():

@@ -251,6 +251,12 @@ def test_windows_and_groups_cover_the_table_once():
     assert [p.first_step for p in pieces] == [0, 0, 80, 80, 160, 160]
     loads = np.concatenate([p.values[:, 0] for p in pieces if p.variables == ("load",)])
     assert np.array_equal(loads, series.values[:, 0])
+    for part in ("observed", "time"):
+        whole, parts = getattr(series, part), [getattr(p, part) for p in pieces if p.variables == ("load",)]
+        assert np.array_equal(np.concatenate(parts), whole[:, :1] if part == "observed" else whole), part
+    first, second, _ = (pipe.embed(piece).coords for piece in pieces[::2])
+    assert (second["cycle"].values[0] - first["cycle"].values[0]).item() == 80 * 3600
+    assert torch.equal(second["phase"].values, first["phase"].values)
 
 
 def test_a_constant_series_is_zero_on_the_map():
