@@ -16,6 +16,7 @@ import typer
 from PIL import Image
 
 from tests import apart
+from unipercept import api
 from unipercept import encode_chunk as chunk_module
 from unipercept import encode_job as job_module
 from unipercept.cli_parts import finish
@@ -64,6 +65,17 @@ def make_tree(folder: Path, n_pictures: int = 10) -> Path:
     (folder / ".hidden.png").write_bytes(b"not looked at")
     (folder / "Thumbs.db").write_bytes(b"what Windows leaves")
     return folder
+
+
+@pytest.mark.usefixtures("model")
+def test_a_single_path_is_one_input_not_its_letters(tmp_path, monkeypatch):
+    tree = make_tree(tmp_path / "in", n_pictures=2)
+    monkeypatch.chdir(tree)
+    for inputs in ("00.png", Path("00.png"), ["00.png"]):
+        summary = encode_files(inputs, tmp_path / "v.parquet", resume=True)
+        assert (summary.n_files, summary.failures) == (1, ())
+    (outcome,) = api.perceive_files("absent.png")
+    assert outcome[0] == "absent.png"
 
 
 def let_files_give(monkeypatch, maps):

@@ -208,3 +208,7 @@ def test_published_files_are_those_of_the_hub():
         load_pretrained(tiny(), "unireplknet_t.in1k_224", "unireplknet_a")
     with pytest.raises(InputError, match="pretrained must be"):
         load_pretrained(tiny(), "resnet50", "unireplknet_a")
+    for name in ("unireplknet_a", "van_b0"):  # as people write for timm's models
+        with pytest.raises(InputError, match=r"pretrained must be .* got (True|'True')"):
+            build_backbone(name, pretrained=True)
+        build_backbone(name, pretrained=False)

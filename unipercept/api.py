@@ -296,11 +296,13 @@ def _names(given: Sequence[str]) -> Sequence[str]:
 
 
 def _listed(paths: object) -> list[object]:
-    """Several paths as a list.
+    """One or several paths as a list.
 
     Raises:
         TypeError: not paths (an item that is no path is reported by `path_text`).
     """
+    if isinstance(paths, str | Path):
+        return [paths]
     # A loop over a table would give its column names.
     is_table = isinstance(paths, bytes | Mapping) or getattr(paths, "ndim", 1) != 1
     return list(paths) if isinstance(paths, Iterable) and not is_table else [path_text(paths)]

@@ -225,7 +225,7 @@ def build_backbone(
     in_channels: int = ...,
     num_classes: int = ...,
     deploy: bool = ...,
-    pretrained: str | Path | None = ...,
+    pretrained: str | Path | Literal[False] | None = ...,
     features_only: Literal[False] = ...,
     **overrides: Any,
 ) -> UniRepLKNet | VAN: ...
@@ -236,7 +236,7 @@ def build_backbone(
     in_channels: int = ...,
     num_classes: int = ...,
     deploy: bool = ...,
-    pretrained: str | Path | None = ...,
+    pretrained: str | Path | Literal[False] | None = ...,
     features_only: bool,
     out_indices: Sequence[int] = ...,
     normalize_features: bool = ...,
@@ -248,7 +248,7 @@ def build_backbone(
     in_channels: int = 3,
     num_classes: int = 0,
     deploy: bool = False,
-    pretrained: str | Path | None = None,
+    pretrained: str | Path | Literal[False] | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] = (0, 1, 2, 3),
     normalize_features: bool = True,
@@ -268,7 +268,8 @@ def build_backbone(
         in_channels: C of the input. Pretrained weights of another C are adapted as timm does, with a warning.
         num_classes: N of the head; 0 for none.
         deploy: build the inference form.
-        pretrained: a published name (see `unipercept models`), NAME or NAME@REVISION, or a checkpoint's path.
+        pretrained: a published name (see `unipercept models`), NAME or NAME@REVISION, or a checkpoint's path; None or
+            False for none.
         features_only: return the four stage maps instead (see FeatureExtractor, also for the next two arguments).
         overrides: depths, dims, kernel_sizes, drop_path_rate, layer_scale_init_value, head_init_scale.
 
@@ -295,7 +296,7 @@ def build_backbone(
     if features_only:
         assert isinstance(model, UniRepLKNet)
         model = FeatureExtractor(model, out_indices, normalize_features)
-    if pretrained is not None:
+    if pretrained is not None and pretrained is not False:
         from unipercept.weights import load_pretrained
 
         load_pretrained(model, pretrained, name)
@@ -306,14 +307,14 @@ def _van(
     name: str,
     in_channels: int,
     num_classes: int,
-    pretrained: str | Path | None,
+    pretrained: str | Path | Literal[False] | None,
     features_only: bool,
     out_indices: Sequence[int],
     overrides: dict[str, Any],
 ) -> VAN:
     settings = {"in_channels": in_channels, "num_classes": num_classes, "features_only": features_only}
     model = build_van(name, **settings, out_indices=out_indices, **overrides)
-    if pretrained is not None:
+    if pretrained is not None and pretrained is not False:
         from unipercept.weights import load_van
 
         load_van(model, pretrained)

@@ -49,7 +49,7 @@ class EncodeSummary:
 
 
 def encode_files(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     output: str | Path,
     settings: EncodeSettings | None = None,
     *,
@@ -63,8 +63,8 @@ def encode_files(
     content_hash, vector, n_maps.
 
     Args:
-        inputs: files, folders (searched in sorted order; hidden names and what Windows leaves there are skipped) and
-            Zarr folders (one input each).
+        inputs: one or several: files, folders (searched in sorted order; hidden names and what Windows leaves there are
+            skipped) and Zarr folders (one input each).
         output: folder to make; its name ends in .parquet.
         settings: model, modality, device and batch size, with the defaults of `encode`.
         resume: continue where an earlier run into `output` ended; files that changed since are encoded again.
@@ -80,7 +80,7 @@ def encode_files(
     """
     settings = settings or EncodeSettings()
     output = Path(output)
-    paths = list_inputs(inputs, skip=output)
+    paths = list_inputs([inputs] if isinstance(inputs, str | Path) else inputs, skip=output)
     job = _job_record(settings, files_per_part)
     _prepare(output, job, resume=resume)
     _check_nothing_is_lost(output, paths)

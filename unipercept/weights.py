@@ -281,7 +281,7 @@ def load_pretrained(model: UniRepLKNet | FeatureExtractor, source: str | Path, v
         if known[0].variant != variant:
             raise InputError(f"weights {source!r} are of {known[0].variant}, not of {variant}")
         source = fetch(str(source))
-    elif not Path(source).exists():
+    elif not isinstance(source, str | Path) or not Path(source).exists():  # True, as timm takes it, names no weights
         raise InputError(f"pretrained must be a checkpoint file or one of {', '.join(PUBLISHED)}; got {str(source)!r}")
     load_state(model, read_checkpoint(source), str(source))
 
@@ -293,7 +293,7 @@ def load_van(model: VAN, source: str | Path) -> None:
         InputError: no such file.
         WeightsError: it does not fit or cannot be read.
     """
-    if not Path(source).exists():
+    if not isinstance(source, str | Path) or not Path(source).exists():
         raise InputError(f"pretrained must be a checkpoint file for a VAN; got {str(source)!r}")
     state = read_checkpoint(source)
     if model.num_classes == 0:
