@@ -277,22 +277,17 @@ def forecast(
     return forecast_table(
         source,
         horizon,
-        targets=_names(targets),
+        targets=targets,
         time=time,
         series=series,
-        known=_names(known),
-        static=_names(static),
+        known=known,
+        static=static,
         period=period,
-        methods=_names(methods),
+        methods=methods,
         seconds=seconds,
         device=device,
         seed=seed,
     )
-
-
-def _names(given: Sequence[str]) -> Sequence[str]:
-    """A single name as a sequence of one: a string is a sequence of letters."""
-    return (given,) if isinstance(given, str) else given
 
 
 def _listed(paths: object) -> list[object]:

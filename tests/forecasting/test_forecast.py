@@ -185,6 +185,12 @@ def test_the_estimator_fits_predicts_and_scores():
         model.predict_interval(coverage=0.9)
 
 
+def test_a_single_method_need_not_stand_in_a_list():
+    frame = table(60)
+    one, listed = (TableForecaster(2, methods=methods).fit(frame).predict() for methods in ("naive", ["naive"]))
+    assert one.equals(listed)
+
+
 def test_the_estimator_goes_on_from_later_rows_wherever_they_start():
     frame = table(LENGTH + 31)
     model = TableForecaster(12, **QUICK).fit(frame[:LENGTH])

@@ -153,6 +153,7 @@ def make_methods(
         InputError: an unknown name.
         MissingDependencyError: a method asked for by name needs a library that is not there.
     """
+    wanted = (wanted,) if isinstance(wanted, str) else wanted
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise InputError(f"unknown method {unknown[0]!r}; there are {', '.join(NAMES)}")
