@@ -53,9 +53,9 @@ def fold_period(series: Tensor, period: int) -> tuple[Tensor, Tensor]:
     return rearrange(padded, "b (r p) -> b r p", p=period), rearrange(real, "(r p) -> r p", p=period)
 
 
-def unfold_period(folded: Tensor, length: int) -> Tensor:
-    """BxRxP back to the BxL that `fold_period` took."""
-    return rearrange(folded, "b r p -> b (r p)")[:, :length]
+def unfold(folded: Tensor, length: int) -> Tensor:
+    """BxRxP or Bx1xHxW back to the first L numbers of each series, BxL: both folds lay them row by row."""
+    return folded.flatten(1)[:, :length]
 
 
 def square_sides(cells: int) -> tuple[int, int]:
@@ -84,8 +84,3 @@ def fold_square(embedded: Tensor) -> tuple[Tensor, Tensor]:
     flat = torch.nn.functional.pad(embedded.flatten(1), (0, height * width - cells))
     real = (torch.arange(height * width) < cells).reshape(height, width)
     return flat.reshape(-1, 1, height, width), real
-
-
-def unfold_square(folded: Tensor, length: int, features: int) -> Tensor:
-    """Bx1xHxW back to the BxLxD that `fold_square` took."""
-    return folded.flatten(1)[:, : length * features].reshape(-1, length, features)

@@ -19,7 +19,7 @@ from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
 from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
-from unipercept.pipelines.folding import dominant_period, fold_period, fold_square, unfold_period, unfold_square
+from unipercept.pipelines.folding import dominant_period, fold_period, fold_square, unfold
 from unipercept.pipelines.series_table import Series, grid_of, read_series
 from unipercept.results import Anomalies, Labels
 
@@ -250,10 +250,7 @@ def series_of(emap: EmbeddingMap) -> Tensor:
         )
     firsts = [-(-torch.arange(count) * side // count) for side, count in ((height, rows), (width, columns))]
     cells = emap.tensor[:, 0][:, firsts[0]][:, :, firsts[1]]
-    if facts["folding"] == "period":
-        scaled = unfold_period(cells, facts["n_steps"])
-    else:
-        scaled = unfold_square(cells[:, None], facts["n_steps"], 1)[..., 0]
+    scaled = unfold(cells, facts["n_steps"])
     mean, std = (torch.tensor(facts[key], dtype=torch.float64) for key in ("mean", "std"))
     return (scaled.double() * std[:, None] + mean[:, None]).float().T
 

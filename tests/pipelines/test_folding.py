@@ -13,8 +13,7 @@ from unipercept.pipelines.folding import (
     fold_period,
     fold_square,
     square_sides,
-    unfold_period,
-    unfold_square,
+    unfold,
 )
 
 
@@ -24,7 +23,7 @@ def test_period_folding_is_exactly_inverted(length, period):
     folded, real = fold_period(series, period)
     assert folded.shape == (2, math.ceil(length / period), period)
     assert int(real.sum()) == length
-    assert torch.equal(unfold_period(folded, length), series)
+    assert torch.equal(unfold(folded, length), series)
 
 
 @given(length=st.integers(1, 60), features=st.integers(1, 20))
@@ -32,7 +31,7 @@ def test_square_folding_is_exactly_inverted(length, features):
     embedded = torch.randn(2, length, features)
     folded, real = fold_square(embedded)
     assert int(real.sum()) == length * features
-    assert torch.equal(unfold_square(folded, length, features), embedded)
+    assert torch.equal(unfold(folded, length * features).reshape(embedded.shape), embedded)
 
 
 def test_square_folding_is_the_reference_reshape():
