@@ -120,6 +120,9 @@ COMPRESSED: tuple[tuple[bytes, Callable[[bytes], bytes]], ...] = (
 def detect_modality(path: str | Path) -> str:
     """The modality of a file, or of a Zarr folder: "image", "audio", "video", "pointcloud", "timeseries" or "weather".
 
+    >>> unipercept.detect_modality("photo.png")
+    'image'
+
     Raises:
         InputError: it is missing, empty, not a file, or of no kind that is read; the line says what was seen.
     """

@@ -62,6 +62,10 @@ def encode_files(
     """Encode files and folder trees into `output`, a Parquet dataset: path, modality, model,
     content_hash, vector, n_maps.
 
+    >>> summary = unipercept.encode_files("photo.png", "vectors.parquet")
+    >>> summary.n_encoded, summary.failures
+    (1, ())
+
     Args:
         inputs: one or several: files, folders (searched in sorted order; hidden names and what Windows leaves there are
             skipped) and Zarr folders (one input each).
