@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from unipercept.cli_weather_network import register
 from unipercept.errors import InputError
 
 if TYPE_CHECKING:
+    import xarray
+
     from unipercept.app.forecaster.climatology import Climatology
     from unipercept.app.forecaster.evaluate import Evaluation
 
@@ -252,30 +255,20 @@ def _print_scores(result: Evaluation) -> None:
     """Global RMSE of every model, and the anomaly correlation and activity of the forecasts, by
     lead; then who is better when.
     """
-    from numpy import isfinite
     from rich.console import Console
     from rich.table import Table
 
-    from unipercept.app.forecaster.evaluate import ALL, OVERALL
+    from unipercept.app.forecaster.evaluate import ALL
     from unipercept.app.forecaster.score_pictures import shown_channels
 
     scores = result.table.sel(region="global")
-    leads, models = scores["lead"].values, [str(name) for name in scores["model"].values]
+    leads = scores["lead"].values
     shown = _shown_leads(leads)
     table = Table(box=None, pad_edge=False)
     for column in ("channel", "score", "model", *(f"{leads[i] / 24:g} d" for i in shown)):
         table.add_column(column, justify="left" if column in ("channel", "score", "model") else "right", no_wrap=True)
-    for channel in (ALL, *shown_channels(result.table, None)):
-        for name in SHOWN_SCORES:
-            found = scores.get(OVERALL + name) if channel == ALL else scores.get(name)
-            if found is None:
-                continue
-            found = found if channel == ALL else found.sel(channel=channel)
-            for model in models[:1] if name == "truth_activity" else models:
-                values = found.sel(model=model).values[shown]
-                if isfinite(values).any() and not (name != "rmse" and model == "climatology"):
-                    of = "truth" if name == "truth_activity" else model
-                    table.add_row(channel, name.removeprefix("truth_"), of, *(f"{v:.4g}" for v in values))
+    for row in _score_rows(scores, (ALL, *shown_channels(result.table, None)), shown):
+        table.add_row(*row)
     console = Console()
     console.width = console.width if console.is_terminal else 160
     console.print(table)
@@ -290,6 +283,25 @@ def _print_scores(result: Evaluation) -> None:
         f"{int(counts.min())} to {int(counts.max())} forecasts a lead; weights: {result.table.attrs['weights']}; "
         f"{ALL}: each channel in standard deviations of its truth"
     )
+
+
+def _score_rows(scores: xarray.Dataset, channels: Sequence[str], shown: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """Channel, score, model, and the values at the shown leads; rows without any value are left out."""
+    from numpy import isfinite
+
+    from unipercept.app.forecaster.evaluate import ALL, OVERALL
+
+    models = [str(name) for name in scores["model"].values]
+    for channel, name in itertools.product(channels, SHOWN_SCORES):
+        found = scores.get(OVERALL + name) if channel == ALL else scores.get(name)
+        if found is None:
+            continue
+        found = found if channel == ALL else found.sel(channel=channel)
+        for model in models[:1] if name == "truth_activity" else models:
+            values = found.sel(model=model).values[shown]
+            if isfinite(values).any() and not (name != "rmse" and model == "climatology"):
+                of = "truth" if name == "truth_activity" else model
+                yield channel, name.removeprefix("truth_"), of, *(f"{v:.4g}" for v in values)
 
 
 def _shown_leads(hours: Any) -> list[int]:
