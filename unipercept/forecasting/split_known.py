@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,20 +30,10 @@ def split_known(
     ends = np.where(known.any(axis=0), len(grid) - known[::-1].argmax(axis=0), 0)  # the row after the last value
     is_known = np.isin(grid.variables, grid.known)
     if not grid.known:
-        longer = ends == len(grid)
-        rest = ends[~longer]
-        if (
-            not longer.any()
-            or not len(rest)
-            or np.ptp(rest)
-            or len(grid) - rest[0] < horizon
-            or rest[0] < len(grid) // 2
-            or not _are_columns(grid, longer)
-            or _have_outlived(grid.values[:, longer], len(grid) - int(rest[0]), horizon)
-        ):
+        is_known = ends == len(grid)
+        if not _go_on_alone(grid, is_known, ends, horizon):
             _tell_short(grid, ends, horizon, notices)
             return grid, None, ()
-        is_known = longer
     if is_known.all():
         raise InputError("every column is known in advance; name with targets what is to be forecast")
     end = int(ends[~is_known].max())
@@ -61,14 +52,7 @@ def split_known(
     names = [name for name, own in zip(grid.variables, is_known, strict=True) if own]
     targets = tuple(name for name, own in zip(grid.variables, is_known, strict=True) if not own)
     if grid.owner:
-        columns = tuple(dict.fromkeys(name.removeprefix(grid.owner[name] + "/") for name in names))
-        place = {name: i for i, name in enumerate(names)}
-        told = np.zeros((len(filled), len(columns), len(targets)))
-        for v, target in enumerate(targets):
-            for f, column in enumerate(columns):
-                mine = place.get(f"{grid.owner[target]}/{column}")
-                if mine is not None:
-                    told[:, f, v] = filled[:, mine]
+        columns, told = _of_each_series(grid.owner, names, targets, filled)
         if len({grid.owner[target] for target in targets}) == len(targets):
             targets = tuple(grid.owner[target] for target in targets)
     else:
@@ -77,6 +61,37 @@ def split_known(
     notices.append(f"known in advance: {listed(list(columns))}{how}")
     cut = replace(grid, values=grid.values[:end, ~is_known], time=grid.time[:end], variables=targets)
     return cut, told, columns
+
+
+def _go_on_alone(grid: SeriesGrid, longer: NDArray[np.bool_], ends: NDArray[np.int64], horizon: int) -> bool:
+    """Whether some variables alone go on for the horizon beyond all others, which end together, and are no series that
+    have merely outlived these.
+    """
+    rest = ends[~longer]
+    return bool(
+        longer.any()
+        and len(rest)
+        and not np.ptp(rest)
+        and len(grid) - rest[0] >= horizon
+        and rest[0] >= len(grid) // 2
+        and _are_columns(grid, longer)
+        and not _have_outlived(grid.values[:, longer], len(grid) - int(rest[0]), horizon)
+    )
+
+
+def _of_each_series(
+    owner: Mapping[str, str], names: Sequence[str], targets: Sequence[str], filled: NDArray[np.float64]
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Long format, where each series has known columns of its own: the columns, and rows x columns x targets."""
+    columns = tuple(dict.fromkeys(name.removeprefix(owner[name] + "/") for name in names))
+    place = {name: i for i, name in enumerate(names)}
+    told = np.zeros((len(filled), len(columns), len(targets)))
+    for v, target in enumerate(targets):
+        for f, column in enumerate(columns):
+            mine = place.get(f"{owner[target]}/{column}")
+            if mine is not None:
+                told[:, f, v] = filled[:, mine]
+    return columns, told
 
 
 def _without_empty_end(grid: SeriesGrid, notices: list[str]) -> SeriesGrid:
