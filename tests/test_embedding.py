@@ -193,6 +193,17 @@ def test_concat_then_select_gives_back_each_map():
     for i, emap in enumerate(maps):
         assert torch.equal(joined.select(i).tensor, emap.tensor)
         assert joined.select(i).real_share().item() == pytest.approx(emap.real_share().item())
+        assert joined.select(i).metadata == emap.metadata
+
+
+def test_a_joined_picture_looks_as_it_did_alone():
+    pictures = [
+        EmbeddingMap(torch.randn(1, 3, 4, 4), "image", metadata={"source": s, "mean": [m] * 3, "std": [0.2] * 3})
+        for s, m in (("a", 0.4), ("b", 0.6))
+    ]
+    joined = EmbeddingMap.concat(pictures)
+    for i, picture in enumerate(pictures):
+        assert joined.to_image(i).tobytes() == joined.select(i).to_image().tobytes() == picture.to_image().tobytes()
 
 
 def test_concat_refuses_maps_on_other_axes():

@@ -131,9 +131,15 @@ class EmbeddingMap:
         return replace(self, tensor=self.tensor.to(device=device, dtype=dtype), mask=mask)
 
     def select(self, index: int) -> EmbeddingMap:
-        """Item `index` of the batch, as a batch of one."""
+        """Item `index` of the batch, as a batch of one, with its own metadata where `concat` kept them apart."""
         mask = None if self.mask is None else self.mask[index][None]
-        return replace(self, tensor=self.tensor[index][None], mask=mask)
+        return replace(self, tensor=self.tensor[index][None], mask=mask, metadata=self.metadata_of(index))
+
+    def metadata_of(self, index: int) -> Mapping[str, Any]:
+        """The metadata of item `index` of the batch: its own where `concat` kept them apart, else those of the map."""
+        items: Any = self.metadata.get("items")
+        is_apart = len(self.metadata) == 1 and isinstance(items, list) and len(items) == len(self)
+        return dict(items[index]) if is_apart else self.metadata
 
     def real_share(self) -> Tensor:
         """B numbers in [0, 1], float32: the share of each item's cells that is real input rather than padding."""

@@ -36,11 +36,12 @@ def to_image(emap: EmbeddingMap, index: int = 0) -> Image:
         raise InputError(f"the map holds items 0 to {len(emap) - 1}, got index {index}")
     channels = emap.tensor[index].detach().float().cpu().numpy()
     real = np.ones(channels.shape[1:], bool) if emap.mask is None else emap.mask[index].cpu().numpy()
+    metadata = emap.metadata_of(index)
     if len(channels) == 3:
-        picture = _red_green_blue(channels, real, emap.metadata)
+        picture = _red_green_blue(channels, real, metadata)
     elif emap.modality == "video" and len(channels) % 3 == 0:
         frames = channels.reshape(-1, 3, *channels.shape[1:])[:MAX_TILES]
-        picture = _tile([_red_green_blue(frame, real, emap.metadata) for frame in frames])
+        picture = _tile([_red_green_blue(frame, real, metadata) for frame in frames])
     else:
         picture = _tile([_coloured(channel, real) for channel in channels[:MAX_TILES]])
     return PillowImage.fromarray((picture * 255).round().astype(np.uint8), "RGB")
