@@ -120,6 +120,12 @@ def test_every_listed_pipeline_exists_and_knows_its_modality(modality):
     assert pipeline_class(modality).modality == modality
 
 
+@pytest.mark.parametrize("modality", PIPELINES)
+def test_what_read_did_not_give_is_not_embedded(modality):
+    with pytest.raises(TypeError, match=r"embed takes a .* which read returns, got str"):
+        pipeline_class(modality)().embed("photo.png")
+
+
 def test_an_unknown_modality_is_named():
     with pytest.raises(InputError, match="got 'smell'"):
         pipeline_class("smell")
