@@ -153,7 +153,7 @@ class HandOverWindows(Dataset[Window]):
     ) -> None:
         if not 1 <= (lead if first_lead is None else first_lead) <= lead:
             raise InputError(f"leads of a hand-over must be at least 1 and in order, got {first_lead} to {lead}")
-        self.n_frames, self.n_steps, self.lead = model.frames, n_steps, lead
+        self.n_frames, self.n_steps = model.frames, n_steps
         self._windows = Windows(frames, model, lead + n_steps, span, stride=stride)
         low = lead if first_lead is None else first_lead
         self.leads = np.random.default_rng(seed).integers(low, lead + 1, len(self._windows))

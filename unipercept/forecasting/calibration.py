@@ -20,22 +20,22 @@ class Calibrator:
     """Collects ratios window by window; gives GxQ factors."""
 
     def __init__(self, levels: tuple[float, ...], horizon: int, *, per_group: int = 40_000, seed: int = 0) -> None:
-        self.levels, self.horizon, self.median = levels, horizon, levels.index(0.5)
+        self.levels, self.median = levels, levels.index(0.5)
         self.groups = step_groups(horizon)
-        self.per_group, self.seen = per_group, 0
+        self.per_group = per_group
         self._ratios: list[Tensor] = []
         self._random = torch.Generator().manual_seed(seed)
 
     def add(self, quantiles: Tensor, target: Tensor, observed: Tensor | None = None) -> None:
-        """NxTxVxQ and NxTxV; a random share of the cells is kept where there are many."""
+        """NxTxVxQ and NxTxV, and where the target was observed; other cells do not count."""
         ratios = distance_ratios(quantiles, target, self.median)
         if observed is not None:
             ratios = ratios.masked_fill(~observed.unsqueeze(-1), torch.nan)
-        self.seen += len(target)
         self._ratios.append(ratios.transpose(0, 1).flatten(1, 2).float().cpu())  # TxNVxQ
 
     def factors(self, independent: float) -> Tensor:
-        """GxQ factors on the distances from the median; 1 where nothing was seen.
+        """GxQ factors on the distances from the median, from a random share of the cells where there are many; 1
+        where nothing was seen.
 
         Args:
             independent: windows of the validation that do not overlap; few pull the factors towards 1.

@@ -316,7 +316,6 @@ class EtsForms:
         self._least: Array = np.zeros(1)  # V, the smallest forecast
         self._parts: list[tuple[Fits, Array]] = []  # with their weights, which sum to 1 for a series
         self._from_first = False  # whether the states are those before row 0
-        self._deviation: Array | None = None
         self._end: Array = np.zeros((0, 0))  # the rows learned from
 
     def fit(self, values: Array, horizon: int, seconds: float) -> None:
