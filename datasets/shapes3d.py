@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.datasets.base import LabelledSet, SetCard, bands_of
-from unipercept.errors import InputError, import_optional
+from unipercept.errors import InputError
+from unipercept.open3d_library import load_open3d
 
 Points = NDArray[np.float32]
 CLASSES = ("sphere", "box", "cylinder", "cone", "torus", "tetrahedron", "octahedron", "arrow", "mobius", "cross")
@@ -84,7 +85,7 @@ def scan(name: str, shape: tuple[float, float], n_points: int, rng: np.random.Ge
 
 def mesh(name: str, first: float, second: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Vx3 vertices around the origin and Fx3 triangles of a solid with proportions in [0, 1)."""
-    geometry: Any = import_optional("open3d", extra="pointcloud").geometry.TriangleMesh
+    geometry = load_open3d().geometry.TriangleMesh
     makers = {
         "sphere": lambda: geometry.create_sphere(1.0, 24),
         "box": lambda: geometry.create_box(1.0, 0.5 + first, 0.5 + second),
@@ -139,7 +140,7 @@ def _random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
 
 def _visible(points: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """The points visible from one place. Source: hidden point removal, Katz et al. (2007)."""
-    open3d: Any = import_optional("open3d", extra="pointcloud")
+    open3d = load_open3d()
     direction = rng.normal(size=3)
     cloud = open3d.geometry.PointCloud(open3d.utility.Vector3dVector(points))
     _, kept = cloud.hidden_point_removal(4 * direction / np.linalg.norm(direction), 400.0)

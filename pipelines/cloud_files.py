@@ -6,19 +6,17 @@ Shapes: N points, M triangles.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unipercept.errors import InputError, MissingDependencyError, import_optional, one_line
+from unipercept.errors import InputError
+from unipercept.open3d_library import load_open3d
 from unipercept.pipelines.cloud_headers import HEADER_BYTES, MAX_POINTS, check_declared_size
 from unipercept.pipelines.cloud_las import read_las
 from unipercept.pipelines.cloud_records import find_records, origin_of, read_records
@@ -39,7 +37,6 @@ CLOUD_SUFFIXES = (".ply", ".pcd", ".xyz", ".xyzn", ".xyzrgb", ".pts")
 MESH_SUFFIXES = (".obj", ".stl", ".off", ".glb", ".gltf")
 MAX_COLUMNS = 16  # of fewer points than columns: with more, the points lie along the rows
 EXPECTED = "a point cloud or mesh (ply, pcd, xyz, las, laz, obj, stl, off, glb, npy)"
-SYSTEM_LIBRARIES = "apt-get install libgl1 libegl1 libx11-6 libgomp1"
 
 
 def read_points(path: str | Path, mesh_points: int, seed: int) -> tuple[Points, dict[str, Any]]:
@@ -90,32 +87,6 @@ def sample_mesh(vertices: NDArray[Any], triangles: NDArray[Any], count: int, see
     root, along = np.sqrt(rng.random((count, 1))), rng.random((count, 1))
     points: NDArray[Any] = (1 - root) * chosen[:, 0] + root * (1 - along) * chosen[:, 1] + root * along * chosen[:, 2]
     return points
-
-
-@cache
-def load_open3d() -> Any:
-    """open3d, with the libusb that it needs loaded first, and its messages off.
-
-    Raises:
-        MissingDependencyError: with what to install.
-    """
-    if sys.platform == "linux":
-        try:  # libusb-1.0 comes without root in this package; open3d's library finds it only when it is loaded already
-            import libusb_package
-
-            ctypes.CDLL(str(libusb_package.get_library_path()), ctypes.RTLD_GLOBAL)
-        except (ImportError, OSError, TypeError):
-            pass  # the system may have its own
-    try:
-        open3d = import_optional("open3d", extra="pointcloud")
-    except OSError as error:
-        raise MissingDependencyError(f"open3d cannot load ({one_line(error)}); as root: {SYSTEM_LIBRARIES}") from error
-    except MissingDependencyError as error:
-        if ".so" in str(error):
-            raise MissingDependencyError(f"{error}; or as root: {SYSTEM_LIBRARIES}") from error
-        raise
-    open3d.utility.set_verbosity_level(open3d.utility.VerbosityLevel.Error)
-    return open3d
 
 
 def _format_of(path: Path) -> str:

@@ -316,6 +316,15 @@ def test_one_odd_cell_does_not_darken_the_rest():
     assert np.abs(np.asarray(EmbeddingMap(tensor, "audio").to_image())[5:15].astype(int) - usual).max() < 8
 
 
+def test_a_single_cell_stands_out_of_a_constant_map():
+    tensor = torch.zeros(1, 1, 20, 20)
+    tensor[0, 0, 3, 4] = 5
+    image = np.asarray(EmbeddingMap(tensor, "audio").to_image()).astype(int)
+    assert np.abs(image[3, 4] - [253, 231, 37]).max() <= 1
+    image[3, 4] = image[0, 0]
+    assert np.abs(image - [68, 1, 84]).max() <= 1
+
+
 def test_constant_and_unknown_values_still_give_an_image():
     for tensor in (torch.zeros(1, 1, 3, 3), torch.full((1, 3, 3, 3), float("nan"))):
         assert EmbeddingMap(tensor, "image").to_image().size == (3, 3)

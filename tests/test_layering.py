@@ -193,3 +193,9 @@ def test_an_outward_import_is_noticed(module: str, source: str) -> None:
 def test_an_import_on_load_is_told_from_one_on_use() -> None:
     source = "import a\nclass C:\n    import b\n    def f(self):\n        import c\nif TYPE_CHECKING:\n    import d\ntry:\n    import e\nfinally:\n    pass"
     assert sorted(imports_on_load(ast.parse(source))) == ["a", "b", "e"]
+
+
+def test_open3d_is_loaded_in_one_place():
+    """With the libusb that it needs: imported plainly, it works only where the system has one, or after another did."""
+    loaders = [name for name, path in source_files() if 'import_optional("open3d"' in path.read_text(encoding="utf-8")]
+    assert loaders == ["unipercept.open3d_library"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import ctypes.util
 import os
 import platform
@@ -13,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from unipercept.errors import WeightsError, one_line
+from unipercept.open3d_library import load_libusb
 from unipercept.processors import n_processors
 
 MIN_PYTHON = (3, 11)
@@ -100,7 +100,7 @@ def _optional_libraries() -> Iterator[Check]:
             continue
         try:
             if name == "open3d":
-                _load_libusb()
+                load_libusb()
             import_module(name)
             yield Check(name, "ok", found)
         except Exception as error:
@@ -112,14 +112,6 @@ def _version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
-
-
-def _load_libusb() -> None:
-    """open3d finds the libusb that libusb-package brings once it has been loaded."""
-    if _version("libusb-package"):
-        path = import_module("libusb_package").get_library_path()
-        if path:
-            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def _loading_remedy(name: str, error: Exception) -> str:

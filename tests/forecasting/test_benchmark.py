@@ -16,7 +16,7 @@ from unipercept.errors import InputError
 from unipercept.forecasting.benchmark import SETS, BenchmarkSet, last_batch, open_task, without
 from unipercept.forecasting.benchmark_baselines import BASELINES, evaluate_series, run_baseline
 from unipercept.forecasting.benchmark_network import run_network
-from unipercept.forecasting.calibration import Calibrator, calibrated
+from unipercept.forecasting.calibration import FEWEST, Calibrator, calibrated
 from unipercept.forecasting.least_squares import normal_equations
 from unipercept.forecasting.losses import window_weights
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
@@ -236,10 +236,13 @@ def test_calibrated_intervals_cover_what_they_say():
 
 
 def test_factors_of_few_windows_stay_near_one():
+    torch.manual_seed(0)
     calibrator = Calibrator(QUANTILES, 4)
-    levels = torch.special.ndtri(torch.tensor(QUANTILES)).expand(10, 4, 1, -1)
-    calibrator.add(levels, 3 * torch.randn(10, 4, 1))
-    assert (calibrator.factors(0.1) - 1).abs().max() < 0.2
+    levels = torch.special.ndtri(torch.tensor(QUANTILES)).expand(1000, 4, 1, -1)
+    calibrator.add(levels, 1.5 * torch.randn(1000, 4, 1))
+    away = calibrator.factors(1e12) - 1  # what the errors say: half as wide again
+    torch.testing.assert_close(calibrator.factors(FEWEST) - 1, away / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(calibrator.factors(0.0), torch.ones(4, len(QUANTILES)))
 
 
 def test_evaluate_prints_a_line_for_each_horizon(folder, capsys):

@@ -24,7 +24,8 @@ from torch import Tensor
 from unipercept.datasets.base import LabelledSet, Sound
 from unipercept.decoders import Answer, Decoders
 from unipercept.embedding import EmbeddingMap
-from unipercept.errors import InputError, UniperceptError, import_optional, one_line
+from unipercept.errors import InputError, UniperceptError, one_line
+from unipercept.open3d_library import load_open3d
 from unipercept.perception.settings import MapSettings
 from unipercept.pipelines import pipeline_class
 from unipercept.pipelines.audio import Waveform
@@ -148,7 +149,7 @@ def decode(
     pipe, described = make_pipeline(settings), settings.to_json()
     in_files = isinstance(samples.read(0), Path)
     if settings.modality == "pointcloud" and in_files:
-        import_optional("open3d", extra="pointcloud")  # before the threads would import it concurrently
+        load_open3d()  # before the threads would import it concurrently
 
     def one(position: int) -> list[tuple[NDArray[Any], int]] | str:
         try:
