@@ -204,6 +204,9 @@ def test_timm_finds_the_layers_in_the_order_of_their_depth(make, stem, downsampl
     assert len(groups) == 2 + sum(re.match(r"(stages|block)\d*(\.\d+)+$", n) is not None for n in blocks_of(model))
     (together,) = [group for group in groups if any(name.startswith(block) for name in group)]
     assert any(name.startswith(downsample) for name in together)
+    if stem == "patch_embed1":  # a stage's norm comes after its last block, not with the head
+        assert {"norm1.weight", "block1.2.norm1.weight"} <= set(groups[3])
+        assert {name.split(".")[0] for name in groups[-1]} == {"norm4", "head"}
 
 
 def blocks_of(model):

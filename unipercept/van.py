@@ -189,9 +189,11 @@ class VAN(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that put parameters into groups by depth, as timm's optimizers take them."""
         blocks = r"^block(\d+)" if coarse else r"^block(\d+)\.(\d+)"
+        lasts = [len(getattr(self, f"block{stage}")) - 1 for stage in (1, 2, 3)]
+        ends = [(rf"^norm{i}\.", (i,) if coarse else (i, last)) for i, last in enumerate(lasts, 1)]  # of stages
         return {
             "stem": r"^patch_embed1",
-            "blocks": [(blocks, None), (r"^patch_embed(\d+)", (0,)), (r"^norm|^head", (99999,))],
+            "blocks": [(blocks, None), (r"^patch_embed(\d+)", (0,)), *ends, (r"^norm|^head", (99999,))],
         }
 
 
