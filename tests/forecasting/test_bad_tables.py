@@ -8,7 +8,6 @@ import unipercept
 from tests.forecasting.tables import LENGTH, PLAIN, QUICK, csv, forecast, hours, months, said, wave, yearly_wave
 from unipercept.errors import InputError
 from unipercept.forecasting.forecast import forecast_table
-from unipercept.forecasting.repairs import _without_lone
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +115,6 @@ def test_a_lone_spike_of_a_short_series_is_limited_unless_it_may_be_a_new_level(
     seen = forecast_table(months(values), 6, **QUICK).prepared
     assert seen.restored(seen.values)[row, 0] == pytest.approx(kept, rel=0.02)
     assert seen.restored(seen.truth)[row, 0] == pytest.approx(90_000)
-
-
-@pytest.mark.parametrize(("value", "kept"), [(40.0, 40.0), (40.1, 20.0), (-10.0, -10.0), (-10.1, 10.0)])
-def test_a_value_is_a_lone_spike_two_ranges_of_the_others_beyond_them(value, kept):
-    values = np.linspace(10, 20, 21)[:, None] * [1.0, 1.0]
-    values[7, 0] = value
-    limited = _without_lone(values)
-    assert limited[7, 0] == kept
-    assert np.array_equal(np.delete(limited, 7, axis=0), np.delete(values, 7, axis=0))
-    assert np.array_equal(limited[:, 1], values[:, 1])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.06])

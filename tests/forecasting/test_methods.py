@@ -26,6 +26,7 @@ from unipercept.forecasting.linear import Linear
 from unipercept.forecasting.methods import NAMES, Network
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
 from unipercept.forecasting.prepare import prepare
+from unipercept.forecasting.repairs import _without_lone
 from unipercept.forecasting.scores import MEDIAN
 from unipercept.forecasting.season import Season, seasonal_strength
 from unipercept.forecasting.settings import QUANTILES, ForecastConfig
@@ -224,6 +225,16 @@ def test_gaps_are_closed_without_looking_ahead():
     assert begun(column[:, None])[:, 0].tolist() == [1, 1, 1, 3, 3]
     assert known_stretch(column).tolist() == [1, 2, 3]
     assert sorted(spread_order(7)) == list(range(7))
+
+
+@pytest.mark.parametrize(("value", "kept"), [(40.0, 40.0), (40.1, 20.0), (-10.0, -10.0), (-10.1, 10.0)])
+def test_a_value_is_a_lone_spike_two_ranges_of_the_others_beyond_them(value, kept):
+    values = np.linspace(10, 20, 21)[:, None] * [1.0, 1.0]
+    values[7, 0] = value
+    limited = _without_lone(values)
+    assert limited[7, 0] == kept
+    assert np.array_equal(np.delete(limited, 7, axis=0), np.delete(values, 7, axis=0))
+    assert np.array_equal(limited[:, 1], values[:, 1])
 
 
 def test_the_season_is_that_of_classical_decomposition():
