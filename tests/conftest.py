@@ -38,9 +38,9 @@ def golden_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def open3d() -> Any:
-    """open3d as the program loads it: a plain import fails where the system has no libusb."""
+    """open3d as the program loads it: by itself it finds only a libusb of the system."""
     from unipercept.errors import MissingDependencyError
-    from unipercept.open3d_library import load_open3d
+    from unipercept.pipelines.cloud_files import load_open3d
 
     try:
         return load_open3d()
