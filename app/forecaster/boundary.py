@@ -17,7 +17,7 @@ from unipercept.errors import InputError
 from unipercept.kernels.depthwise_conv2d.padding import Padding, pad
 from unipercept.pipelines.weather_grid import grid_facts
 
-WIND = re.compile(r"[uv]\d*|10[uv]|[uv]10m?")
+WIND = re.compile(r"[uv]\d*m?|10[uv]")
 """East and north components of the horizontal wind: both turn round where a meridian is followed over a pole."""
 
 

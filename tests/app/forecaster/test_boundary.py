@@ -86,3 +86,8 @@ def test_the_grid_chooses_the_padding() -> None:
     assert padding_of(np.linspace(60, 30, 11), np.arange(12) * 2.5) == "zero"
     with pytest.raises(InputError, match="even number of longitudes"):
         padding_of(np.linspace(90, -90, 7), np.arange(9) * 40)
+
+
+def test_winds_of_every_name_turn_round_over_a_pole() -> None:
+    names = ["u500", "v50", "u10", "10v", "v10m", "u100m", "u", "w500", "t2m", "ustar", "vis"]
+    assert pole_signs(names).tolist() == [-1] * 7 + [1] * 4
