@@ -69,7 +69,7 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
             kind = "one latitude and longitude a cell (curvilinear)" if _is_curvilinear(dataset) else f"no {axis} grid"
             raise InputError(
                 f"{source} has {kind} (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
-                "bring them to a regular grid first, and a single station's values to a table"
+                "bring them to a regular grid first (cdo remapbil, xesmf), and a single station's values to a table"
             )
         if str(dataset[axis].attrs.get("units", "")).lower().startswith("rad"):
             raise InputError(f"{source} gives its {axis} in radians; expected degrees: convert them")
