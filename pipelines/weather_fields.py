@@ -61,6 +61,7 @@ SHORT_NAMES = {alias: short for short, aliases in ALIASES.items() for alias in a
 FLAT_SHORT = re.compile(r"([ztuvrqw])(\d{2,4})")
 HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg", "h"})
 ON_LEVELS = {"h": "z", "qv": "q"}  # of MERRA-2; at the surface h may be the height of waves
+VERTICAL = re.compile(r"hybrid|sigma|eta|depth|height|level|layer|isobaric|isentropic|potentialvorticity|bottom_top")
 KNOWN_AXES = frozenset({"time", "level", "latitude", "longitude", *LEAD_NAMES, *MEMBER_NAMES})
 
 
@@ -140,12 +141,19 @@ def _names_of(variable: str, array: xarray.DataArray) -> tuple[str, list[tuple[s
 
 
 def _stray_levels(short: str, array: xarray.DataArray) -> list[str]:
-    """Axes of an upper-air variable, or of pressures, that are not the level axis: model levels, heights above ground,
-    a second axis of pressures. The first of their values would pass for the whole.
+    """Vertical axes of an upper-air variable, or of pressures, that are not the level axis: model levels, heights above
+    ground, a second axis of pressures. The first of their values would pass for the whole.
     """
     others = [d for d in map(str, array.dims) if d not in KNOWN_AXES and array.sizes[d] > 1]
-    pressures = pressure_axes(array)
-    return [d for d in others if d in pressures or (short in UPPER_AIR and "level" not in array.dims)]
+    pressures, is_bare = pressure_axes(array), short in UPPER_AIR and "level" not in array.dims
+    return [d for d in others if d in pressures or (is_bare and _is_vertical(array, d))]
+
+
+def _is_vertical(array: xarray.DataArray, dim: str) -> bool:
+    attributes = array.coords[dim].attrs if dim in array.coords else {}
+    said = " ".join(str(attributes.get(name, "")) for name in ("standard_name", "long_name"))
+    is_marked = "positive" in attributes or str(attributes.get("axis", "")).upper() == "Z"
+    return is_marked or VERTICAL.search(f"{dim} {said}".lower()) is not None
 
 
 def _flat_name(key: str) -> tuple[str, str]:

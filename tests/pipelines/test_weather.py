@@ -390,6 +390,15 @@ def test_levels_are_found_by_their_unit_and_a_second_axis_of_pressures_is_not_cu
         WeatherPipeline(WeatherConfig(channels=("u500",))).read(xr.merge([whole[["z", "t2m"]], other]))
 
 
+def test_an_axis_of_months_is_no_axis_of_levels(fields):
+    months = canonical(fields)[["u", "t2m"]].isel(time=0, drop=True).expand_dims(month=[1, 7])
+    for variable in ("u", "u_component_of_wind_500"):
+        renamed = months.isel(level=0, drop=True).rename(u=variable)
+        maps = _maps(renamed)
+        assert maps[0].metadata["channels"] == ["u" if variable == "u" else "u500", "t2m"]
+        assert maps[0].metadata["notes"] == ["of the 2 along month the first is taken"]
+
+
 def test_merra_2_calls_height_h(fields):
     other = canonical(fields).rename(z="H", level="lev")
     other["H"] = (other["H"] / GRAVITY).assign_attrs(units="m", long_name="edge_heights")
