@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import xarray
 
 ON_PRESSURES = "isobaricInhPa"
+INVARIANTS = ("z", "orog", "lsm", "slt", "cl", "cvl", "cvh", "tvl", "tvh", "sdor", "sdfor", "anor", "isor")
 KEPT = ("time", "step", "valid_time")  # of the coordinates of one value
 
 
@@ -82,11 +83,13 @@ def _analyses_beside_forecasts(parts: list[xarray.Dataset]) -> bool:
 
 
 def _on_leads(part: xarray.Dataset, parts: list[xarray.Dataset]) -> xarray.Dataset:
-    """A part of one time or lead beside others of several: as one of a dimension, so that it does not count for all."""
+    """A part of one time or lead beside others of several: as one of a dimension, so that it does not count for all;
+    but for what never changes, which is often given once.
+    """
+    if all(name in INVARIANTS and _kind(field)[0] != ON_PRESSURES for name, field in part.data_vars.items()):
+        return part
     for name in KEPT:
-        if name not in part.coords or part.coords[name].ndim or not any(name in other.dims for other in parts):
-            continue
-        if name != "step" or part.coords[name] > np.timedelta64(0, "ns"):  # orography comes with the analysis alone
+        if name in part.coords and not part.coords[name].ndim and any(name in other.dims for other in parts):
             part = part.expand_dims(name)
     return part
 

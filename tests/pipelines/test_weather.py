@@ -630,6 +630,18 @@ def test_grib_of_one_lead_beside_several_holds_at_that_lead_alone(tmp_path):
     assert pressure[1] == pytest.approx(1e5)
 
 
+def test_grib_of_orography_beside_times_has_it_at_all_of_them(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "orography.grib"
+    _write_grib(path, [*(("2t", None, day, 0) for day in (1, 2)), ("z", None, 1, 0), ("msl", None, 2, 0)])
+    pieces = list(WeatherPipeline().split(WeatherPipeline().read(path)))
+    missing = {
+        channel.name: [bool(np.isnan(p.values[i]).all()) for p in pieces]
+        for i, channel in enumerate(pieces[0].channels)
+    }
+    assert missing == {"z": [False, False], "t2m": [False, False], "msl": [True, False]}
+
+
 def test_an_array_of_one_field_is_read():
     coords = {"latitude": np.arange(80.0, -81, -20), "longitude": np.arange(0.0, 360, 30)}
     array = xr.DataArray(np.zeros((9, 12)), coords, tuple(coords), "t2m")
