@@ -321,7 +321,10 @@ def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xar
     given = str(level.attrs.get("units", ""))
     unit = plain_unit(given)
     called = f"{level.attrs.get('standard_name', '')} {level.attrs.get('long_name', '')}".lower()
-    is_counted = level.ndim and level.size > 3 and (np.diff(np.sort(level.values.astype(float))) == 1).all()
+    # MERRA-2 has 1, 2, 3, 4 and 5 hPa; no set of pressures goes on like that.
+    is_counted = (
+        level.ndim and level.size > (5 if unit else 3) and (np.diff(np.sort(level.values.astype(float))) == 1).all()
+    )
     if "level" in dataset.dims and ((not unit and MODEL_LEVELS.search(called)) or is_counted):
         said = " ".join(called.split()) or f"numbered {level.values.min():g} to {level.values.max():g}"
         raise InputError(f"{source} is on model levels ({said}); interpolate to pressures first")

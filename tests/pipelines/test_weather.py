@@ -407,6 +407,12 @@ def test_merra_2_calls_height_h(fields):
     assert maps[0][0].metadata["channels"][:2] == ["z500", "z850"]
     assert torch.allclose(maps[0][0].tensor, _maps(canonical(fields))[0].tensor, atol=2e-3)
     assert maps[1][0].metadata["channels"][-1] == "h"
+    top = (
+        xr.concat([other["H"]] * 2, "lev")
+        .isel(lev=slice(0, 4))
+        .assign_coords(lev=("lev", [4, 3, 2, 1], {"units": "hPa"}))
+    )
+    assert _maps(top.to_dataset())[0].metadata["channels"] == ["z1", "z2", "z3", "z4"]
 
 
 def test_what_is_not_asked_for_is_no_hindrance(fields):
