@@ -10,8 +10,8 @@ timeseries      series_table reads tables onto a regular grid; folding makes the
                 table_head, legacy_text, cells; its columns: series_time_column, series_columns, series_times,
                 series_clock, series_static, series_even
 weather         weather_grid gives axes one form, weather_fields variables, weather_units units; weather_values finds
-                codes for missing and wrong units; netcdf opens NetCDF for one thread at a time, netcdf_classic finds
-                those cut short
+                codes for missing and wrong units; weather_grib opens GRIB, netcdf NetCDF for one thread at a time,
+                netcdf_classic finds those cut short
 quiet           silences C libraries
 """
 

@@ -5,7 +5,6 @@ Shapes: C channels, H rows from north to south, W columns from 0 degrees east.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from unipercept.pipelines.detect import is_zarr, zipped_zarr
 from unipercept.pipelines.files import check_file, open_error
 from unipercept.pipelines.netcdf import open_netcdf
 from unipercept.pipelines.weather_fields import CHANNEL_SETS, Channel, find_channels
+from unipercept.pipelines.weather_grib import open_grib
 from unipercept.pipelines.weather_grid import area_weights, canonical_grid, first_lead, grid_facts
 from unipercept.pipelines.weather_values import doubt, limits_of, without_codes
 
@@ -254,7 +254,7 @@ def _open_any(path: Path, xr: Any) -> xarray.Dataset:
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(b"GRIB"):
-        return _open_grib(path, xr)
+        return open_grib(path, EXPECTED)
     if head.startswith(b"PK\x03\x04"):
         return _open_zipped_zarr(path, xr)
     if head.startswith((b"CDF", b"\x89HDF")):
@@ -281,39 +281,6 @@ def _of_one_group(path: Path, groups: Mapping[str, xarray.Dataset], root: xarray
             f"{path} holds the groups {', '.join(groups)}; from Python, give one: xarray.open_dataset({path.name!r}, group=...)"
         )
     return next(iter(groups.values()), root)
-
-
-def _open_grib(path: Path, xr: Any) -> xarray.Dataset:
-    """All messages that share a grid, merged; nothing is written beside the file."""
-    os.environ.setdefault("ECCODES_LOG_STREAM", "null")
-    cfgrib = import_optional("cfgrib", extra="weather")
-    import logging
-
-    logging.getLogger("cfgrib").setLevel(logging.CRITICAL)  # a file cut short is reported by us, in one line
-    try:
-        parts = cfgrib.open_datasets(str(path), backend_kwargs={"indexpath": "", "errors": "raise"})
-    except Exception as error:
-        raise open_error(path, EXPECTED, error) from error
-    parts = [part for part in parts if part.data_vars]
-    if not parts:
-        raise InputError(f"{path} holds no GRIB message that can be read; it may have been cut short")
-    steps = {float(part["step"]) if part.get("step", np.zeros(1)).ndim == 0 else None for part in parts}
-    kept = ("time", "step") if len(steps) == 1 else ("time",)  # analyses beside forecasts have no lead in common
-    merged: xarray.Dataset = xr.merge(
-        [_of_grib_part(part, kept) for part in parts],
-        compat="override",
-        join="outer",
-    )
-    return merged
-
-
-def _of_grib_part(part: xarray.Dataset, kept: tuple[str, ...]) -> xarray.Dataset:
-    """Messages of one kind of level, with the coordinates of one value that are kept; a single pressure goes into the
-    names (z500), as other parts may lie on others.
-    """
-    level = part.coords.get("isobaricInhPa")
-    names = {} if level is None or level.ndim else {n: f"{n}{float(level):g}" for n in part.data_vars}
-    return part.rename(names).drop_vars([n for n in part.coords if n not in part.dims and n not in kept])
 
 
 def read_block(raw: Fields, times: tuple[int, ...], notes: list[str] | None = None) -> NDArray[np.float32]:

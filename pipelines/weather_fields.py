@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unipercept.errors import InputError
+from unipercept.pipelines.weather_grid import LEAD_NAMES, MEMBER_NAMES, pressure_axes
 from unipercept.pipelines.weather_units import HEIGHT, SAME, UNITS, plain_unit
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 SHORT_NAMES = {alias: short for short, aliases in ALIASES.items() for alias in aliases}
 FLAT_SHORT = re.compile(r"([ztuvrqw])(\d{2,4})")
-HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg"})
+HEIGHT_NAMES = frozenset({"gh", "geopotential_height", "hgt", "zg", "h"})
+ON_LEVELS = {"h": "z", "qv": "q"}  # of MERRA-2; at the surface h may be the height of waves
+VERTICAL = re.compile(r"hybrid|sigma|eta|depth|height|level|layer|isobaric|isentropic|potentialvorticity|bottom_top")
+KNOWN_AXES = frozenset({"time", "level", "latitude", "longitude", *LEAD_NAMES, *MEMBER_NAMES})
 
 
 @dataclass(frozen=True)
@@ -82,49 +86,74 @@ def find_channels(
         InputError: a wanted channel is not there (all that are missing are named), a unit is
             unknown, or nothing is gridded.
     """
-    found: dict[str, Channel] = {}
-    for variable in dataset.data_vars:
+    found: dict[str, tuple[str, str, float | None]] = {}  # channel to its variable, short name and level
+    off: list[str] = []
+    for variable in map(str, dataset.data_vars):
         array = dataset[variable]
         if not {"latitude", "longitude"} <= set(array.dims) or array.dtype.kind not in "fiu":
             continue
-        for channel in _channels_of(str(variable), array, source, notes):
-            found.setdefault(channel.name, channel)
+        short, levels = _names_of(variable, array)
+        if stray := _stray_levels(short, array):
+            off.append(f"{variable} is left out: it lies on {', '.join(stray)}, not on the levels in hPa")
+            continue
+        for name, level in levels:
+            found.setdefault(name, (variable, short, level))
     if not found:
-        raise InputError(
-            f"{source} has no field over latitude and longitude (variables: {', '.join(map(str, dataset.data_vars)) or 'none'})"
-        )
-    if wanted is None:
-        return sorted(found.values(), key=_rank)
-    missing = [name for name in wanted if name not in found]
+        what = "; ".join(off) or f"variables: {', '.join(map(str, dataset.data_vars)) or 'none'}"
+        raise InputError(f"{source} has no field over latitude and longitude ({what})")
+    missing = [name for name in wanted or () if name not in found]
     if missing:
         raise InputError(
             f"{source} lacks {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''}; it has {', '.join(list(found)[:12])}"
+            + "".join(f"; {sentence}" for sentence in off[:2])
         )
-    return [found[name] for name in wanted]
+    if wanted is None:
+        notes += off
+    chosen = list(found) if wanted is None else wanted
+    units = {
+        variable: _unit_of(short, variable.lower(), dataset[variable], source, notes)
+        for variable, short in dict.fromkeys(found[name][:2] for name in chosen)
+    }
+    channels = [Channel(name, found[name][0], found[name][2], *units[found[name][0]]) for name in chosen]
+    return sorted(channels, key=_rank) if wanted is None else channels
 
 
-def _channels_of(variable: str, array: xarray.DataArray, source: str, notes: list[str]) -> list[Channel]:
+def _names_of(variable: str, array: xarray.DataArray) -> tuple[str, list[tuple[str, float | None]]]:
+    """The short name of a variable, and the names of its channels with their level where it has a level axis."""
     key = variable.lower()
     scalar = array.coords.get("level")
     is_on_level = "level" in array.dims or (scalar is not None and scalar.ndim == 0)
     standard = SHORT_NAMES.get(str(array.attrs.get("standard_name", "")).lower())
-    if standard in UPPER_AIR and not is_on_level:
+    if is_on_level:
+        standard = ON_LEVELS.get(key, standard)
+    elif standard in UPPER_AIR:
         standard = None  # the surface's own geopotential or a day's highest temperature has the same standard name
     short = SHORT_NAMES.get(key) or standard or variable
     base, digits = _flat_name(key)
-    suffix_level = float(digits) if digits else None
-    if suffix_level is not None:
+    if digits:
         short = SHORT_NAMES[base]
-    unit, factor, offset = _unit_of(short, key, array, source, notes)
     if "level" in array.dims:
-        return [
-            Channel(f"{short}{level:g}", variable, float(level), unit, factor, offset)
-            for level in array["level"].values
-        ]
-    if suffix_level is not None:
-        return [Channel(f"{short}{suffix_level:g}", variable, None, unit, factor, offset)]
+        return short, [(f"{short}{level:g}", float(level)) for level in array["level"].values]
+    if digits:
+        return short, [(f"{short}{float(digits):g}", None)]
     named = f"{short}{float(scalar):g}" if scalar is not None and is_on_level and short in UPPER_AIR else short
-    return [Channel(named, variable, None, unit, factor, offset)]
+    return short, [(named, None)]
+
+
+def _stray_levels(short: str, array: xarray.DataArray) -> list[str]:
+    """Vertical axes of an upper-air variable, or of pressures, that are not the level axis: model levels, heights above
+    ground, a second axis of pressures. The first of their values would pass for the whole.
+    """
+    others = [d for d in map(str, array.dims) if d not in KNOWN_AXES and array.sizes[d] > 1]
+    pressures, is_bare = pressure_axes(array), short in UPPER_AIR and "level" not in array.dims
+    return [d for d in others if d in pressures or (is_bare and _is_vertical(array, d))]
+
+
+def _is_vertical(array: xarray.DataArray, dim: str) -> bool:
+    attributes = array.coords[dim].attrs if dim in array.coords else {}
+    said = " ".join(str(attributes.get(name, "")) for name in ("standard_name", "long_name"))
+    is_marked = "positive" in attributes or str(attributes.get("axis", "")).upper() == "Z"
+    return is_marked or VERTICAL.search(f"{dim} {said}".lower()) is not None
 
 
 def _flat_name(key: str) -> tuple[str, str]:

@@ -21,6 +21,9 @@ HIGHEST_PRESSURE_HPA = 1100.0  # of a level; 1084 hPa is the highest that was ev
 MODEL_LEVELS = re.compile(r"model.level|hybrid|sigma|depth|height")
 EVEN_TOLERANCE = 0.03  # of the mean spacing: Gaussian latitudes of 32 rows and more pass
 POLE_TOLERANCE_DEGREES = 1e-3
+POLAR_GAP = (
+    0.85  # of a row's spacing from the outermost row to a pole: 0.77 on Gaussian grids, 1 where a row is cut off
+)
 SEAM_TOLERANCE = 1e-5  # of a field's largest value: the column at 360 degrees may be the rounded one of 0
 
 DIMENSIONS = {
@@ -31,6 +34,7 @@ DIMENSIONS = {
 }
 LEAD = "prediction_timedelta"
 LEAD_NAMES = (LEAD, "lead_time", "step", "forecast_period")
+MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 INITIAL_NAMES = ("time", "init_time", "forecast_reference_time")
 LEAD_UNITS = {
     "second": 1,
@@ -65,7 +69,7 @@ def canonical_grid(dataset: xarray.Dataset, source: str, notes: list[str]) -> xa
             kind = "one latitude and longitude a cell (curvilinear)" if _is_curvilinear(dataset) else f"no {axis} grid"
             raise InputError(
                 f"{source} has {kind} (dimensions {_sizes(dataset)}); expected fields over latitude and longitude: "
-                "bring them to a regular grid first, and a single station's values to a table"
+                "bring them to a regular grid first (cdo remapbil, xesmf), and a single station's values to a table"
             )
         if str(dataset[axis].attrs.get("units", "")).lower().startswith("rad"):
             raise InputError(f"{source} gives its {axis} in radians; expected degrees: convert them")
@@ -98,7 +102,8 @@ def grid_facts(latitude: Any, longitude: Any) -> dict[str, bool]:
 def area_weights(latitude: Any) -> Any:
     """Area of each row's cells, H float64 with mean 1, rows in any order.
 
-    Between neighbouring mid-latitudes, the outermost cells as deep as their neighbours but never beyond a pole.
+    Between neighbouring mid-latitudes. The outermost cells end at the pole where no row is missing before it, elsewhere
+    half a row further.
 
     Source: WeatherBench 2 for a global grid, where both definitions agree.
     """
@@ -106,11 +111,19 @@ def area_weights(latitude: Any) -> Any:
     order = np.argsort(latitude)
     phi = np.deg2rad(latitude[order])
     between = (phi[1:] + phi[:-1]) / 2
-    first, last = phi[0] - (between[0] - phi[0]), phi[-1] + (phi[-1] - between[-1])
+    south, north = reaches_poles(latitude)
+    first = -np.pi / 2 if south else phi[0] - (between[0] - phi[0])
+    last = np.pi / 2 if north else phi[-1] + (phi[-1] - between[-1])
     edges = np.clip(np.concatenate([[first], between, [last]]), -np.pi / 2, np.pi / 2)
     weights = np.empty_like(phi)
     weights[order] = np.diff(np.sin(edges))
     return weights / weights.mean()
+
+
+def reaches_poles(latitude: Any) -> tuple[bool, bool]:
+    """Whether the rows go on to the south and to the north pole, with or without a row on it; rows in any order."""
+    rows = np.sort(np.asarray(latitude, np.float64))
+    return bool(rows[0] + 90 < POLAR_GAP * (rows[1] - rows[0])), bool(90 - rows[-1] < POLAR_GAP * (rows[-1] - rows[-2]))
 
 
 def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
@@ -119,6 +132,8 @@ def _renamed(dataset: xarray.Dataset) -> xarray.Dataset:
     for canonical, names in DIMENSIONS.items():
         lower = [name.lower() for name in names]
         found = next((dims[name] for name in lower if name in dims), None) or _by_attributes(dataset, canonical)
+        if found is None and canonical == "level":
+            found = next(iter(pressure_axes(dataset)), None) if len(pressure_axes(dataset)) == 1 else None
         found = found or next((coords[name] for name in lower if name in coords), None)
         if found is not None and found != canonical:
             renames[found] = canonical
@@ -150,6 +165,12 @@ def _by_attributes(dataset: xarray.Dataset, canonical: str) -> Any:
 
     found = [name for name in dataset.dims if name in dataset.coords and is_it(dataset.coords[name])]
     return found[0] if len(found) == 1 else None
+
+
+def pressure_axes(dataset: xarray.Dataset | xarray.DataArray) -> list[str]:
+    """Dimensions whose coordinate is in a unit of pressure."""
+    axes = {str(name): dataset.coords[name] for name in dataset.dims if name in dataset.coords}
+    return [name for name, axis in axes.items() if plain_unit(str(axis.attrs.get("units", ""))) in PASCAL]
 
 
 def lead_spans(lead: xarray.DataArray) -> Any:
@@ -194,6 +215,8 @@ def _combined_expver(dataset: xarray.Dataset, notes: list[str]) -> xarray.Datase
         return dataset
     if dataset.sizes["expver"] > 1:
         notes.append("expver: ERA5 where it is known, else ERA5T")
+        if "expver" in dataset.coords:  # 1 and 5, or 0001 and 0005, in any order
+            dataset = dataset.isel(expver=np.argsort(dataset["expver"].values, kind="stable"))
         dataset = dataset.chunk({"time": 1} if "time" in dataset.dims else {})  # else all would be read here
     combined = dataset.isel(expver=0, drop=True)
     for i in range(1, dataset.sizes["expver"]):
@@ -250,10 +273,11 @@ def _is_same(field: xarray.DataArray, west: int, east: int) -> bool:
 def _ordered_longitude(dataset: xarray.Dataset, notes: list[str]) -> xarray.Dataset:
     longitude = dataset.longitude.values.astype(np.float64)
     steps = np.diff(longitude)
-    is_ascending = longitude.min() >= 0 and longitude.max() < 360 and (steps > 0).all()
+    is_ascending = longitude.min() >= 0 and longitude.max() < 360 - POLE_TOLERANCE_DEGREES and (steps > 0).all()
     if is_ascending and steps.max() <= 3 * np.median(steps):
         return dataset
     moved = np.mod(longitude, 360.0)
+    moved[moved > 360 - POLE_TOLERANCE_DEGREES] = 0.0  # Greenwich, a rounding error to the west: -1e-12 degrees
     order = np.argsort(moved, kind="stable")
     gaps = np.diff(moved[order])
     if gaps.max() > 3 * np.median(gaps):  # a region across Greenwich stays in one piece
@@ -261,7 +285,7 @@ def _ordered_longitude(dataset: xarray.Dataset, notes: list[str]) -> xarray.Data
         order = np.concatenate([order[start:], order[:start]])
         moved = np.where(moved >= moved[order[0]], moved, moved + 360.0)
         notes.append("the region lies across 0 degrees east; its longitudes run on beyond 360")
-    else:
+    elif (np.diff(order) < 0).any():
         notes.append("longitudes were brought to 0 to 360, ascending")
     return dataset.assign_coords(longitude=("longitude", moved)).isel(longitude=order)
 
@@ -297,8 +321,13 @@ def _level_in_hpa(dataset: xarray.Dataset, source: str, notes: list[str]) -> xar
     given = str(level.attrs.get("units", ""))
     unit = plain_unit(given)
     called = f"{level.attrs.get('standard_name', '')} {level.attrs.get('long_name', '')}".lower()
-    if not unit and MODEL_LEVELS.search(called) and "level" in dataset.dims:
-        raise InputError(f"{source} is on model levels ({' '.join(called.split())}); interpolate to pressures first")
+    # MERRA-2 has 1, 2, 3, 4 and 5 hPa; no set of pressures goes on like that.
+    is_counted = (
+        level.ndim and level.size > (5 if unit else 3) and (np.diff(np.sort(level.values.astype(float))) == 1).all()
+    )
+    if "level" in dataset.dims and ((not unit and MODEL_LEVELS.search(called)) or is_counted):
+        said = " ".join(called.split()) or f"numbered {level.values.min():g} to {level.values.max():g}"
+        raise InputError(f"{source} is on model levels ({said}); interpolate to pressures first")
     if not unit:
         unit = "pa" if level.dtype.kind in "fiu" and float(level.max()) > 2000 else "hpa"
     if unit not in PASCAL and "level" in dataset.dims:

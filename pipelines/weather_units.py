@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
+
 GRAVITY = 9.80665  # m s-2, standard; geopotential = gravity * geopotential height
 
 SAME = (1.0, 0.0)
 # Factor and offset for every spelling that files use, once `plain_unit` has levelled it.
 _METRES_PER_SECOND = {
-    **dict.fromkeys(("m s-1", "m/s", "ms-1", "m/sec", "m.s-1", "meters/second", "meter second-1"), SAME),
+    **dict.fromkeys(("m s-1", "m/s", "ms-1"), SAME),
     **dict.fromkeys(("knots", "knot", "kt", "kts"), (1852 / 3600, 0.0)),
     **dict.fromkeys(("km/h", "km h-1"), (1 / 3.6, 0.0)),
 }
 _KELVIN = {
     **dict.fromkeys(("k", "kelvin", "degk", "deg k", "degrees k", "degree kelvin", "degrees kelvin", "kelvins"), SAME),
     **dict.fromkeys(
-        ("degc", "c", "celsius", "°c", "deg c", "degreesc", "degrees c", "degree celsius", "degrees celsius"),
+        (
+            "degc",
+            "c",
+            "celsius",
+            "°c",
+            "deg c",
+            "degreec",
+            "degreesc",
+            "degree c",
+            "degrees c",
+            "degree celsius",
+            "degrees celsius",
+        ),
         (1.0, 273.15),
     ),
     **dict.fromkeys(("degf", "f", "fahrenheit", "°f", "deg f", "degrees fahrenheit"), (5 / 9, 273.15 - 32 * 5 / 9)),
@@ -26,11 +40,11 @@ PASCAL = {
 }
 _GEOPOTENTIAL = dict.fromkeys(("m2 s-2", "m2s-2", "m2/s2", "j kg-1", "j/kg"), SAME)
 HEIGHT = {
-    **dict.fromkeys(("gpm", "m", "meter", "meters", "geopotential meter", "geopotential meters"), (GRAVITY, 0.0)),
+    **dict.fromkeys(("gpm", "m", "geopotential m"), (GRAVITY, 0.0)),
     **dict.fromkeys(("gpdam", "dam"), (10 * GRAVITY, 0.0)),
 }
 _DEPTH = {
-    **dict.fromkeys(("m", "meter", "meters", "m of water equivalent"), SAME),
+    **dict.fromkeys(("m", "m of water equivalent"), SAME),
     **dict.fromkeys(("mm", "millimeter", "millimeters", "kg m-2", "kg/m2"), (1e-3, 0.0)),  # of water
 }
 # Short name of a variable to its unit, and the spellings of units that it may come in.
@@ -42,7 +56,7 @@ UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
     "r": ("%", {"%": SAME, "percent": SAME, "1": (100.0, 0.0), "fraction": (100.0, 0.0)}),
     "q": (
         "kg kg-1",
-        {**dict.fromkeys(("kg kg-1", "kg/kg", "1"), SAME), **dict.fromkeys(("g kg-1", "g/kg"), (1e-3, 0.0))},
+        {**dict.fromkeys(("kg kg-1", "kg/kg", "g/g", "1"), SAME), **dict.fromkeys(("g kg-1", "g/kg"), (1e-3, 0.0))},
     ),
     "msl": ("Pa", PASCAL),
     "sp": ("Pa", PASCAL),
@@ -50,9 +64,18 @@ UNITS: dict[str, tuple[str, dict[str, tuple[float, float]]]] = {
 }
 
 
+SPELLINGS = (
+    ("**", ""), ("^", ""), ("_", " "), ("{", ""), ("}", ""), ("−", "-"), ("⁻", "-"), ("¹", "1"), ("²", "2"), ("³", "3"),
+    ("+", ""), ("·", " "), ("℃", "°c"), ("º", "°"), ("metre", "meter"), ("celcius", "celsius"),
+)  # fmt: skip
+WORDS = ((r"\b(?:sec|seconds?)(?=[\d-]|\b)", "s"), (r"\bmeters?(?=[\d-]|\b)", "m"), (r"\bgrams?\b", "g"))
+
+
 def plain_unit(unit: str) -> str:
-    """A unit without what spellings differ in: powers as m2 or s-1, the signs for minus and degree, and metres."""
-    spelled = unit.lower().replace("_", " ").replace("**", "").replace("^", "")
-    for other, ours in (("−", "-"), ("℃", "°c"), ("º", "°"), ("metre", "meter")):
+    """A unit without what spellings differ in: powers as m2 or s-1, the signs for minus and degree, and whole words."""
+    spelled = unit.lower()
+    for other, ours in SPELLINGS:
         spelled = spelled.replace(other, ours)
-    return spelled
+    for pattern, ours in WORDS:
+        spelled = re.sub(pattern, ours, spelled)
+    return " ".join(re.sub(r"(?<=[a-z\d])\.(?=[a-z])", " ", spelled).split())  # m2.s-2

@@ -76,6 +76,14 @@ def test_the_last_state_is_where_a_forecast_starts_by_default(trained: Path, dat
         assert found.time.values.tolist() == source.time.values[-1:].tolist()
 
 
+def test_steps_beyond_those_of_the_stages_are_said(
+    trained: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for days, warns in (("1.5", False), ("1.75", True)):  # two stages of three steps of 6 h
+        assert run("weather", "forecast", trained, data, "-o", tmp_path / days, "--days", days, "--device", "cpu") == 0
+        assert ("make 6 steps (1.5 days)" in capfd.readouterr().err) == warns
+
+
 def test_mistakes_are_one_line(trained: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "f.zarr"
     mistakes = {

@@ -163,6 +163,7 @@ def forecast(
         _warn_of_other_weather(stage, frames)
         n_steps = _n_steps(days, stage.step_hours)
         times = _initial_times(frames, time, first, last, every)
+        _warn_of_late_steps(load_cascade(model), n_steps, stage.step_hours)
         facts = {"precision": precision, "stochastic_depth": stochastic_depth or 0.0}
         with counting_bar("steps", n_steps * len(times)) as advance, autocast(where.type, precision):
             path = run(
@@ -196,6 +197,17 @@ def _warn_of_other_weather(model: Any, frames: Any) -> None:
     if trained_on.startswith("generated") and frames.fields.dataset.attrs.get("source") != SOURCE:
         typer.echo(
             f"warning: the model knows nothing but {trained_on}; its forecast of other weather means nothing", err=True
+        )
+
+
+def _warn_of_late_steps(cascade: Any, n_steps: int, step_hours: float) -> None:
+    """Stages follow each other up to the steps that they were trained on; the last one would go on for ever."""
+    known = sum(stage.n_steps for stage in cascade.stages)
+    if len(cascade.stages) > 1 and n_steps > known:
+        typer.echo(
+            f"warning: the stages of this cascade make {known} steps ({known * step_hours / 24:g} days); what comes later "
+            "was never trained, and noise may grow in it",
+            err=True,
         )
 
 

@@ -9,15 +9,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.depthwise_conv2d.padding import Padding, pad
-from unipercept.pipelines.weather_grid import grid_facts
+from unipercept.pipelines.weather_grid import grid_facts, reaches_poles
 
-WIND = re.compile(r"[uv]\d*|10[uv]|[uv]10m?")
+WIND = re.compile(r"[uv]\d*m?|10[uv]")
 """East and north components of the horizontal wind: both turn round where a meridian is followed over a pole."""
 
 
@@ -26,18 +25,16 @@ def padding_of(latitude: Any, longitude: Any) -> Padding:
     (a belt), or zero (a region).
 
     Args:
-        latitude: H degrees north, evenly spaced.
+        latitude: H degrees north, evenly spaced, or those of a Gaussian grid.
         longitude: W degrees east, evenly spaced.
 
     Raises:
         InputError: a grid over both poles with an odd number of columns.
     """
-    latitude = np.abs(np.asarray(latitude, np.float64))
     facts = grid_facts(latitude, longitude)
     if not facts["wraps"]:
         return "zero"
-    spacing = float(np.median(np.abs(np.diff(latitude))))
-    if 90 - latitude[[0, -1]].min() > 0.75 * spacing:  # the outermost cells end before a pole
+    if not all(reaches_poles(latitude)):
         return "cylinder"
     if len(longitude) % 2:
         raise InputError(f"a grid over the poles needs an even number of longitudes, got {len(longitude)}; regrid it")

@@ -34,4 +34,6 @@ AXES = {
 def field_attributes(short: str, unit: str, name: str) -> dict[str, str]:
     """Attributes of a field by its short name and the name of its variable."""
     standard = {"standard_name": LONG_NAMES[short][1]} if short in LONG_NAMES else {}
+    if standard.get("standard_name") == "air_temperature":
+        standard["units_metadata"] = "temperature: on_scale"  # no difference of two: section 3.1.2
     return {"units": unit, **standard, "long_name": name.replace("_", " ")}

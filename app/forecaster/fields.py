@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from unipercept.app.forecaster.frames import GRID_TOLERANCE_DEGREES
 from unipercept.errors import InputError, import_optional
 from unipercept.pipelines.weather import open_dataset, stored_limits
-from unipercept.pipelines.weather_fields import UPPER_AIR, Channel, find_channels
-from unipercept.pipelines.weather_grid import INITIAL_NAMES, LEAD, LEAD_NAMES, canonical_grid, lead_spans
+from unipercept.pipelines.weather_fields import ORDER, UPPER_AIR, Channel, find_channels
+from unipercept.pipelines.weather_grid import INITIAL_NAMES, LEAD, LEAD_NAMES, MEMBER_NAMES, canonical_grid, lead_spans
 from unipercept.pipelines.weather_values import Limits, doubt, without_codes
 
 if TYPE_CHECKING:
     import xarray
 
-MEMBER_NAMES = ("number", "realization", "member", "ensemble")
 CHUNK_BYTES = 4 << 20  # of one variable, where the store is cut finer or not at all: one state costs no more to read
 
 
@@ -250,7 +249,7 @@ def _short_name(channel: Channel) -> str:
 def _flat_level(channel: Channel) -> tuple[str, float] | None:
     """The short name and level of a variable that carries its level in its name, or in a scalar coordinate."""
     short = channel.name.rstrip("0123456789.")
-    if channel.level is not None or short not in UPPER_AIR or short == channel.name:
+    if channel.level is not None or short not in UPPER_AIR or channel.name in (short, *ORDER):
         return None
     return short, float(channel.name[len(short) :])
 

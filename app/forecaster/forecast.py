@@ -5,8 +5,9 @@ Shapes: B members, T input times, V channels, H rows, W columns.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from unipercept.app.forecaster.writer import ForecastWriter
 from unipercept.errors import InputError
 from unipercept.pipelines.weather import doubts
 
+NEVER_NEGATIVE = re.compile(r"[rq]\d+(\.\d+)?|tp")  # humidities and precipitation
 IMPLAUSIBLE_DEVIATIONS = 8.0  # of a map's mean from the training mean; seasons and regions stay within 2
 
 
@@ -114,6 +116,21 @@ def _require_plausible(states: Tensor, model: StepModel, frames: Frames) -> None
             )
 
 
+def not_negative(channels: Sequence[str]) -> Hook:
+    """A hook that sets humidities and precipitation below 0, which a network may forecast, to 0. What is written is
+    what the next step starts from, so a resumed forecast is exact.
+    """
+    is_bounded = torch.tensor([NEVER_NEGATIVE.fullmatch(name) is not None for name in channels])[:, None, None]
+
+    def hook(state: State) -> State | None:
+        if not bool(is_bounded.any()):
+            return None
+        latest = torch.where(is_bounded.to(state.frames.device) & (state.latest < 0), 0.0, state.latest)
+        return replace(state, frames=torch.cat([state.frames[:, :-1], latest[:, None]], dim=1))
+
+    return hook
+
+
 def forecast(
     cascade: Cascade,
     frames: Frames,
@@ -156,7 +173,7 @@ def forecast(
         raise InputError("a forecast needs at least one initial time and one step, and batches of at least one")
     model = cascade.model(0)
     initial_state(model, frames, times[0], device)  # a mistake shows before anything is made
-    hooks = [*(ensemble.hooks(model) if ensemble is not None else ()), *hooks]
+    hooks = [*(ensemble.hooks(model) if ensemble is not None else ()), *hooks, not_negative(model.channels)]
     facts = {
         "models": " ".join(stage.identity for stage in cascade.stages),
         "stages": cascade.describe(),

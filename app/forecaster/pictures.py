@@ -6,6 +6,7 @@ Shapes: H rows, W columns.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from unipercept.app.forecaster.boundary import WIND
 from unipercept.app.forecaster.fields import check_same_grid, select_channel
 from unipercept.app.forecaster.projection import Array, Projection, cell_corners, coastlines, projection_of
 from unipercept.atomic import atomic_path
@@ -22,7 +24,11 @@ from unipercept.results.drawing import plain_figure, write_figure
 if TYPE_CHECKING:
     import xarray
 
-SIGNED = ("u", "v")  # drawn in two colours around 0
+COLOURS = (
+    (re.compile(r"t\d+(\.\d+)?|t|t2m"), "RdYlBu_r"),
+    (re.compile(r"[rq]\d+(\.\d+)?|[rq]|tp"), "YlGnBu"),
+    (WIND, "PuOr_r"),  # in two colours around 0
+)
 HOUR = np.timedelta64(1, "h")
 MAX_FRAMES = 1000
 FRAMES_PER_SECOND = 8
@@ -236,7 +242,7 @@ def _at(array: xarray.DataArray, time: Any, lead_hours: float | None) -> tuple[x
         if not len(near):
             raise InputError(f"no lead of {wanted:g} h; there are {', '.join(f'{h:g}' for h in hours[:12])} …")
         array = array.isel(prediction_timedelta=int(near[0]))
-        when += f" + {wanted:g} h"
+        when += f" + {wanted:g} h{_valid(array)}"
     elif lead_hours is not None:
         raise InputError("a lead was asked for, but this is no forecast")
     return array, when
@@ -265,7 +271,8 @@ def _frames(array: xarray.DataArray, time: Any, n_frames: int) -> tuple[Array, l
         array = array.isel(time=_position(array, time)) if "time" in array.dims else array
         array = array.isel(prediction_timedelta=slice(0, n_frames))
         began = f"{_text(array['time'].values, 'm')} UTC " if "time" in array.coords else ""
-        labels = [f"{began}+ {lead / HOUR:g} h" for lead in array["prediction_timedelta"].values]
+        fields = (array.isel(prediction_timedelta=i) for i in range(array.sizes["prediction_timedelta"]))
+        labels = [f"{began}+ {field['prediction_timedelta'].values / HOUR:g} h{_valid(field)}" for field in fields]
         return np.asarray(array.values, float), labels
     if "time" not in array.dims:
         raise InputError("an animation needs times or leads")
@@ -273,6 +280,13 @@ def _frames(array: xarray.DataArray, time: Any, n_frames: int) -> tuple[Array, l
     array = array.isel(time=slice(start, start + n_frames))
     labels = [f"{_text(t, 'h')} h UTC" for t in array["time"].values]
     return np.asarray(array.values, float), labels
+
+
+def _valid(array: xarray.DataArray) -> str:
+    """When a forecast of one time and lead is valid."""
+    if "time" not in array.coords:
+        return ""
+    return f", valid {_text(array['time'].values + array['prediction_timedelta'].values, 'm')} UTC"
 
 
 def _text(time: Any, unit: Literal["h", "m"]) -> str:
@@ -284,16 +298,14 @@ def _limits(channel: str, values: Array) -> tuple[float, float]:
     if not np.isfinite(values).any():
         raise InputError(f"{channel} holds no number at that time")
     low, high = np.nanquantile(values, [0.002, 0.998])
-    if channel[0] in SIGNED:
+    if WIND.fullmatch(channel):
         most = max(abs(low), abs(high)) or 1.0
         return -float(most), float(most)
     return (float(low), float(high)) if high > low else (float(low) - 1, float(low) + 1)
 
 
 def _colours(channel: str) -> str:
-    if channel[0] in SIGNED:
-        return "PuOr_r"
-    return {"t": "RdYlBu_r", "r": "YlGnBu", "q": "YlGnBu"}.get(channel[0], "viridis")
+    return next((colours for names, colours in COLOURS if names.fullmatch(channel)), "viridis")
 
 
 def _pixels(figure: Any) -> Array:

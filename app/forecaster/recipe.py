@@ -24,7 +24,7 @@ from unipercept.app.forecaster.frames import Frames, Statistics
 from unipercept.app.forecaster.model import ForecastModel, new_model
 from unipercept.app.forecaster.rollout_loss import LossSettings
 from unipercept.app.forecaster.schedules import RolloutSchedule
-from unipercept.app.forecaster.training import Phase, TrainingData, train_phases
+from unipercept.app.forecaster.training import Phase, TrainingData, activation_bytes, device_bytes, train_phases
 from unipercept.app.forecaster.windows import StateTable
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError
@@ -34,6 +34,7 @@ from unipercept.versions import versions
 
 STATISTICS = "statistics.json"
 RESIDENT_SHARE = 0.2  # of the device's memory that a source may take to be held there
+ROLLOUT_SHARE = 0.4  # and that a rollout's activations may take
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def train_cascade(
         settings: dict[str, Any] = {
             "seed": seed, "device": device, "resume": resume, "compile_network": compile_network, "workers": workers,
             "shard": shard, "on_progress": on_progress, "on_preparation": on_preparation,
-            "table": StateTable(frames, model, processes.device) if _fits(frames, processes) else None,
+            "table": StateTable(frames, model, processes.device) if _fits(frames, processes, model, recipe) else None,
         }  # fmt: skip
         stages = _train_stages(model, data, recipe, output, facts, medium_from, processes.is_first, settings)
         if processes.is_first:
@@ -243,12 +244,18 @@ def _ensemble(short: StepModel, frames: Frames, validation: slice, device: torch
     return {"perturbation": TENDENCY, "amplitude": 1.0, "relative": relative, "n_stages": 1}
 
 
-def _fits(frames: Frames, processes: Processes) -> bool:
-    """Whether the source may lie on the device, beside two sets of forecast states and what training needs."""
+def _fits(frames: Frames, processes: Processes, model: ForecastModel, recipe: Recipe) -> bool:
+    """Whether the source may lie on the device, beside two sets of forecast states and what training needs: there,
+    whole rollouts are CUDA graphs, of which nothing is computed again.
+    """
     if processes.count > 1 or processes.device.type != "cuda":
         return False
-    # Of the whole memory, not of what is free just now: a resumed run must decide the same.
-    return StateTable.n_bytes(frames) < RESIDENT_SHARE * torch.cuda.get_device_properties(processes.device).total_memory
+    memory = device_bytes(processes.device)
+    rollouts = (
+        activation_bytes(model, phase, phase.batch_size, phase.schedule.longest)
+        for phase in (*recipe.short, *recipe.medium)
+    )
+    return StateTable.n_bytes(frames) < RESIDENT_SHARE * memory and max(rollouts) < ROLLOUT_SHARE * memory
 
 
 def _period(frames: Frames, span: slice) -> str:

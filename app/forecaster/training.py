@@ -42,6 +42,7 @@ from unipercept.train.distributed import Processes, joined_processes
 
 MODEL_FILE = "model.safetensors"
 MAX_HANDED_BYTES = 64 << 30  # of forecast states that a phase starts from, on disk
+ACTIVATION_SHARE = 0.4  # of a device's memory that activations may take before blocks are computed again
 MOST_WORKERS = 8  # that read data, for each process that trains
 STALLED = 0.01  # share by which validation must improve for a rollout of the same length to go on
 
@@ -160,6 +161,11 @@ def train_phases(
                 "run_ahead": table is not None, "shard": shard, "seed": seed, "device": device, "compile": compile_network,
                 "on_progress": None if on_progress is None else _named(on_progress, phase.name), "resume": resume,
             }  # fmt: skip
+            memory = device_bytes(processes.device)
+            per_process = -(-phase.batch_size // (processes.count * phase.accumulation_steps))
+            model.network.set_grad_checkpointing(
+                activation_bytes(model, phase, per_process, 1) > ACTIVATION_SHARE * memory
+            )
             run = _until_stalled if phase.schedule.mode == "loss" else _run
             run(model, data, phase, place, make, settings)
             if processes.is_first:
@@ -167,6 +173,16 @@ def train_phases(
             processes.wait()
     model.eval()
     return model
+
+
+def activation_bytes(model: ForecastModel, phase: Phase, batch_size: int, n_steps: int) -> int:
+    """What the backward pass of a phase needs of so many samples and steps, where nothing is computed again."""
+    return batch_size * n_steps * model.network.config.activation_bytes(half=phase.precision != "float32")
+
+
+def device_bytes(device: torch.device) -> float:
+    """The whole memory of a GPU: what is free just now differs when a run is resumed. No limit for the CPU."""
+    return float(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else float("inf")
 
 
 Make = Callable[[int, slice, int], Dataset[Window] | TableWindows]

@@ -30,6 +30,7 @@ from unipercept.app.forecaster.cf import AXES, CONVENTIONS, LONG_NAMES, field_at
 from unipercept.app.forecaster.frames import Grid
 from unipercept.atomic import atomic_path
 from unipercept.errors import InputError, import_optional, one_line
+from unipercept.versions import versions
 
 QUEUED = 1  # states that wait while one is written
 MAX_STORE_BYTES = 1 << 44
@@ -273,10 +274,13 @@ class ForecastWriter:
 
     def _describe(self, group: Any, attributes: Mapping[str, Any]) -> None:
         """Attributes and axes."""
+        created = datetime.now(UTC).isoformat(timespec="seconds")
         group.attrs.update(
             {
                 "Conventions": CONVENTIONS,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "title": "Weather forecast",
+                "history": f"{created}: unipercept {versions()['unipercept']}, weather forecast",
+                "created": created,
                 "status": "being written",
                 **attributes,
             }

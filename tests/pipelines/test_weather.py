@@ -277,6 +277,13 @@ def test_a_meridian_that_comes_twice_is_left_out(fields, west):
         ("q", "g kg**-1", 1e-3, 0),
         ("tp", "mm", 1e-3, 0),
         ("tp", "kg m**-2", 1e-3, 0),
+        ("t2m", "degree_C", 1, 273.15),
+        ("z", "m²/s²", 1, 0),
+        ("z", "m2.s-2", 1, 0),
+        ("z", "m+2 s-2", 1, 0),
+        ("z", "meters^2 sec^{-2}", 1, 0),
+        ("u10", "m.s⁻¹", 1, 0),
+        ("q", "grams/kg", 1e-3, 0),
     ],
 )
 def test_spellings_of_units_are_understood(name, unit, factor, offset):
@@ -348,6 +355,75 @@ def test_era5_and_its_preliminary_part_are_combined(fields):
         assert torch.allclose(a.tensor, b.tensor, atol=1e-5)
 
 
+@pytest.mark.parametrize("versions", [(5, 1), ("0005", "0001")])
+def test_era5_goes_before_its_preliminary_part_in_any_order(fields, versions):
+    whole = canonical(fields)
+    parts = xr.concat([whole + 5, whole.where(whole.time < TIMES[2])], dim="expver").assign_coords(
+        expver=list(versions)
+    )
+    read = WeatherPipeline().read(parts).dataset["t2m"].transpose("time", ...).values
+    assert np.allclose(read, fields["t2m"] + np.reshape([0, 0, 5], (3, 1, 1)))
+
+
+@pytest.mark.parametrize("form", ["0 to 360", "-180 to 180"])
+def test_greenwich_stays_the_first_column_in_spite_of_rounding(fields, form):
+    whole = canonical(fields)
+    west = whole.assign_coords(longitude=(LONGITUDE + 180) % 360 - 180).sortby("longitude")
+    rounded = whole if form == "0 to 360" else west
+    rounded = rounded.assign_coords(longitude=np.where(rounded.longitude == 0, -1e-12, rounded.longitude))
+    for a, b in zip(_maps(rounded), _maps(whole), strict=True):
+        assert torch.equal(a.tensor, b.tensor)
+        assert a.coords["longitude"].values.tolist() == LONGITUDE.tolist()
+
+
+def test_levels_are_found_by_their_unit_and_a_second_axis_of_pressures_is_not_cut(fields):
+    whole = canonical(fields)
+    by_unit = whole.rename(level="lv_ISBL1").assign_coords(lv_ISBL1=("lv_ISBL1", LEVELS * 100, {"units": "Pa"}))
+    for a, b in zip(_maps(by_unit), _maps(whole), strict=True):
+        assert torch.allclose(a.tensor, b.tensor)
+        assert a.metadata["channels"] == b.metadata["channels"]
+    other = whole.u.rename(level="isobaric3").assign_coords(isobaric3=("isobaric3", [500, 700], {"units": "hPa"}))
+    emap = _maps(xr.merge([whole[["z", "t2m"]], other]))[0]
+    assert emap.metadata["channels"] == ["z500", "z850", "t2m"]
+    assert "u is left out: it lies on isobaric3, not on the levels in hPa" in emap.metadata["notes"]
+    with pytest.raises(InputError, match=r"lacks u500; .*; u is left out: it lies on isobaric3"):
+        WeatherPipeline(WeatherConfig(channels=("u500",))).read(xr.merge([whole[["z", "t2m"]], other]))
+
+
+def test_an_axis_of_months_is_no_axis_of_levels(fields):
+    months = canonical(fields)[["u", "t2m"]].isel(time=0, drop=True).expand_dims(month=[1, 7])
+    for variable in ("u", "u_component_of_wind_500"):
+        renamed = months.isel(level=0, drop=True).rename(u=variable)
+        maps = _maps(renamed)
+        assert maps[0].metadata["channels"] == ["u" if variable == "u" else "u500", "t2m"]
+        assert maps[0].metadata["notes"] == ["of the 2 along month the first is taken"]
+
+
+def test_merra_2_calls_height_h(fields):
+    other = canonical(fields).rename(z="H", level="lev")
+    other["H"] = (other["H"] / GRAVITY).assign_attrs(units="m", long_name="edge_heights")
+    waves = other["msl"].rename("h").assign_attrs(units="m")
+    maps = _maps(other), _maps(other.drop_vars("H").assign(h=waves))
+    assert maps[0][0].metadata["channels"][:2] == ["z500", "z850"]
+    assert torch.allclose(maps[0][0].tensor, _maps(canonical(fields))[0].tensor, atol=2e-3)
+    assert maps[1][0].metadata["channels"][-1] == "h"
+    top = (
+        xr.concat([other["H"]] * 2, "lev")
+        .isel(lev=slice(0, 4))
+        .assign_coords(lev=("lev", [4, 3, 2, 1], {"units": "hPa"}))
+    )
+    assert _maps(top.to_dataset())[0].metadata["channels"] == ["z1", "z2", "z3", "z4"]
+
+
+def test_what_is_not_asked_for_is_no_hindrance(fields):
+    other = canonical(fields)
+    other["msl"].attrs["units"] = "furlong"
+    other["u"].attrs["units"] = "knots"
+    chosen = WeatherPipeline(WeatherConfig(channels=("t2m",))).read(other)
+    assert [channel.name for channel in chosen.channels] == ["t2m"]
+    assert chosen.notes == ()
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("outer", ["", "fields.zarr"])
 def test_a_zipped_store_gives_the_same_maps(tmp_path, fields, version, outer):
@@ -395,6 +471,8 @@ def test_one_group_is_opened_and_of_several_one_must_be_given(tmp_path, fields, 
         (lambda d: d.assign_coords(level=("level", [50000, 850], {"units": "hPa"})), "no pressures in hPa: 50000, 850"),
         (lambda d: d.assign_coords(level=("level", [0, 1])), "no pressures in hPa: 0, 1"),
         (lambda d: d.assign_coords(level=("level", [90, 137], {"long_name": "model_level_number"})), "on model levels"),
+        (lambda d: _numbered(d), r"on model levels \(numbered 60 to 63\)"),
+        (lambda d: d[["z"]].rename(level="hybrid"), "z is left out: it lies on hybrid, not on the levels in hPa"),
         (lambda d: _with_rotated_pole(d), "rotated pole"),
         (lambda d: _curvilinear(d), r"one latitude and longitude a cell \(curvilinear\)"),
         (lambda d: d.assign(t2m=d.t2m.assign_attrs(units="furlong")), "'furlong', which is not known"),
@@ -404,6 +482,10 @@ def test_grids_that_cannot_be_right_are_refused(fields, change, message):
     with pytest.raises(InputError, match=message) as caught:
         _maps(change(canonical(fields)))
     assert "\n" not in str(caught.value)
+
+
+def _numbered(fields):
+    return xr.concat([fields, fields], "level", data_vars="minimal").assign_coords(level=np.arange(60, 64))
 
 
 def _with_rotated_pole(fields):
@@ -469,7 +551,7 @@ def test_stations_are_no_grid_and_grib_without_the_channel_names_it(shared_data)
 
 
 def _write_grib(path, messages):
-    """Messages of 30 degrees: short name, level or None, day of January 2020, step in hours."""
+    """Messages of 30 degrees: short name, pressure or None, day of January 2020, step in hours; and further keys."""
     eccodes = pytest.importorskip("eccodes")
     axes = {
         "Ni": 12, "Nj": 7, "latitudeOfFirstGridPointInDegrees": 90, "latitudeOfLastGridPointInDegrees": -90,
@@ -477,12 +559,14 @@ def _write_grib(path, messages):
         "iDirectionIncrementInDegrees": 30, "jDirectionIncrementInDegrees": 30,
     }  # fmt: skip
     with path.open("wb") as file:
-        for name, level, day, step in messages:
+        for name, level, day, step, *others in messages:
             handle = eccodes.codes_grib_new_from_samples(f"regular_ll_{'sfc' if level is None else 'pl'}_grib2")
             keys = {**axes, "dataDate": 20200100 + day, "dataTime": 0, "shortName": name, "stepRange": str(step)}
-            for key, value in keys.items() if level is None else [*keys.items(), ("level", level)]:
+            keys |= ({} if level is None else {"level": level}) | (others[0] if others else {})
+            first = keys.pop("first", 280.0)
+            for key, value in keys.items():
                 eccodes.codes_set(handle, key, value)
-            eccodes.codes_set_values(handle, np.full(84, 280.0) + np.arange(84) / 10)
+            eccodes.codes_set_values(handle, first + np.arange(84) / 10)
             eccodes.codes_write(handle, file)
             eccodes.codes_release(handle)
 
@@ -508,6 +592,60 @@ def test_grib_of_analyses_beside_forecasts_keeps_the_times_of_the_analyses(tmp_p
     for steps in ((6,), (6, 12)):
         _write_grib(path, [("2t", None, 1, 0), *(("tp", None, 1, step) for step in steps)])
         assert next(WeatherPipeline().maps(path)).metadata["time"].startswith("2020-01-01T00:00")
+
+
+def test_grib_of_several_kinds_of_levels_keeps_those_of_pressures(tmp_path):
+    """As GFS, where cfgrib gives six variables called t."""
+    pytest.importorskip("cfgrib")
+    kinds = {"surface": (0, 290.0), "tropopause": (0, 210.0), "heightAboveGround": (80, 284.0)}
+    others = [("t", None, 1, 6, {"typeOfLevel": k, "level": v, "first": at}) for k, (v, at) in kinds.items()]
+    others.append(("t", None, 1, 6, {"typeOfLevel": "heightAboveGround", "level": 100, "first": 283.0}))
+    levels = [("t", level, 1, 6, {"first": at}) for level, at in ((850, 270.0), (500, 250.0))]
+    apart = {"t_tropopause": 210.0, "t_surface": 290.0, "t_heightAboveGround80": 284.0, "t_heightAboveGround100": 283.0}
+    for number, on_pressures in enumerate((levels, levels[:1])):
+        path = tmp_path / f"{number}.grib"
+        _write_grib(path, [*others, *on_pressures, ("2t", None, 1, 6, {"first": 288.0})])
+        raw = next(WeatherPipeline().split(WeatherPipeline().read(path)))
+        first = {channel.name: float(values[0, 0]) for channel, values in zip(raw.channels, raw.values, strict=True)}
+        expected = {f"t{level}": keys["first"] for _, level, _, _, keys in on_pressures} | {"t2m": 288.0} | apart
+        assert first == pytest.approx(expected)
+
+
+def test_grib_of_analyses_and_of_precipitation_stands_at_valid_times(tmp_path):
+    """As ERA5: precipitation is a forecast from 6 and 18 h, temperature an analysis of every hour."""
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "era5.grib"
+    hours = range(7, 31)
+    analyses = [("2t", None, 1 + h // 24, 0, {"dataTime": h % 24 * 100, "first": 270.0 + h}) for h in hours]
+    bases = {h: (h - 7) // 12 * 12 + 6 for h in hours}  # 6 and 18 h, and steps of 1 to 12 h
+    sums = [("tp", None, 1, h - b, {"dataTime": b * 100, "first": float(h)}) for h, b in bases.items()]
+    _write_grib(path, [*analyses, *sums])
+    read = WeatherPipeline().read(path)
+    assert (read.dataset["time"].values == np.datetime64("2020-01-01", "h") + np.array(hours)).all()
+    values = np.stack([piece.values[:, 0, 0] for piece in WeatherPipeline().split(read)])
+    assert np.allclose(values[:, 0], 270.0 + np.array(hours))
+    assert np.allclose(values[:, 1], np.array(hours))
+
+
+def test_grib_of_one_lead_beside_several_holds_at_that_lead_alone(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "leads.grib"
+    _write_grib(path, [*(("2t", None, 1, step) for step in (6, 12)), ("msl", None, 1, 12, {"first": 1e5})])
+    pressure = open_fields(path)["msl"].isel(latitude=0, longitude=0).values.ravel()
+    assert np.isnan(pressure[0])
+    assert pressure[1] == pytest.approx(1e5)
+
+
+def test_grib_of_orography_beside_times_has_it_at_all_of_them(tmp_path):
+    pytest.importorskip("cfgrib")
+    path = tmp_path / "orography.grib"
+    _write_grib(path, [*(("2t", None, day, 0) for day in (1, 2)), ("z", None, 1, 0), ("msl", None, 2, 0)])
+    pieces = list(WeatherPipeline().split(WeatherPipeline().read(path)))
+    missing = {
+        channel.name: [bool(np.isnan(p.values[i]).all()) for p in pieces]
+        for i, channel in enumerate(pieces[0].channels)
+    }
+    assert missing == {"z": [False, False], "t2m": [False, False], "msl": [True, False]}
 
 
 def test_an_array_of_one_field_is_read():

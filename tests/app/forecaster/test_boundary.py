@@ -7,6 +7,7 @@ import torch
 from unipercept.app.forecaster.boundary import pad_rows, padding_of, pole_signs
 from unipercept.errors import InputError
 from unipercept.kernels.depthwise_conv2d.padding import Padding, pad
+from unipercept.pipelines.weather_grid import area_weights
 
 GRIDS = [(721, 1440), (33, 64), (32, 64)]
 
@@ -86,3 +87,20 @@ def test_the_grid_chooses_the_padding() -> None:
     assert padding_of(np.linspace(60, 30, 11), np.arange(12) * 2.5) == "zero"
     with pytest.raises(InputError, match="even number of longitudes"):
         padding_of(np.linspace(90, -90, 7), np.arange(9) * 40)
+
+
+@pytest.mark.parametrize("rows", [16, 32, 94, 640])
+def test_a_gaussian_grid_goes_on_over_the_poles(rows: int) -> None:
+    """The grid of NCEP, JRA and many climate models: its outermost rows lie 0.77 of a row from the poles."""
+    latitude = np.degrees(np.arcsin(np.polynomial.legendre.leggauss(rows)[0]))[::-1]
+    longitude = np.arange(2 * rows) * 180 / rows
+    assert padding_of(latitude, longitude) == "sphere"
+    assert padding_of(latitude[1:], longitude) == "cylinder"
+    edges = np.sin(np.deg2rad(np.concatenate([[90], (latitude[1:] + latitude[:-1]) / 2, [-90]])))
+    expected = -np.diff(edges) * rows / 2  # as WeatherBench 2: from pole to pole
+    assert np.allclose(area_weights(latitude), expected, rtol=1e-12)
+
+
+def test_winds_of_every_name_turn_round_over_a_pole() -> None:
+    names = ["u500", "v50", "u10", "10v", "v10m", "u100m", "u", "w500", "t2m", "ustar", "vis"]
+    assert pole_signs(names).tolist() == [-1] * 7 + [1] * 4

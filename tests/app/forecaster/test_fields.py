@@ -56,6 +56,14 @@ def test_flat_names_become_a_level_axis() -> None:
     xr.testing.assert_allclose(open_fields(flat)["z"].drop_attrs(), open_fields(data)["z"].drop_attrs())
 
 
+def test_the_wind_at_10_m_is_on_no_level_of_10_hpa() -> None:
+    axes = {"latitude": [60.0, 50.0, 40.0], "longitude": [0.0, 10.0, 20.0]}
+    wind = xr.Dataset({name: (tuple(axes), np.ones((3, 3)), {"units": "m s-1"}) for name in ("u10", "v10")}, axes)
+    fields = open_fields(wind)
+    assert list(fields.data_vars) == ["u10", "v10"]
+    assert "level" not in fields.dims
+
+
 def test_a_surface_field_never_stands_for_the_upper_air() -> None:
     """The surface's geopotential has the standard name of the one on levels, which WeatherBench 2 stores hold beside
     it; CDS calls the wind 100 m above the ground u100, as we call that at 100 hPa.
@@ -165,6 +173,29 @@ def test_what_the_documentation_shows_runs(tmp_path: Path, monkeypatch: pytest.M
     era5().to_netcdf(tmp_path / "era5.nc")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "docs/weather.md", "exec"), {})
+
+
+def test_files_of_the_climate_data_store_become_one_store_as_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "weather.md").read_text(encoding="utf-8")
+    block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_mfdataset" in block)
+    (tmp_path / "unpacked").mkdir()
+    dims, values = ("valid_time", "latitude", "longitude"), np.random.default_rng(0).normal(size=(48, 3, 4))
+    days = np.datetime64("2024-01-01", "ns") + np.arange(48) * np.timedelta64(1, "h")
+    axes = {"latitude": [60.0, 50.0, 40.0], "longitude": [0.0, 10.0, 20.0, 30.0], "number": 0}
+    for name, unit, kind in (("t2m", "K", "instant"), ("tp", "m", "accum")):
+        for day in (0, 1):
+            span = slice(24 * day, 24 * day + 24)
+            coords = {**axes, "valid_time": days[span], "expver": ("valid_time", ["0001"] * 24)}
+            made = xr.Dataset({name: (dims, values[span], {"units": unit})}, coords)
+            made.to_netcdf(tmp_path / "unpacked" / f"data_stream-oper_stepType-{kind}-{day}.nc")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/weather.md", "exec"), {})
+    fields = open_fields("era5.zarr")
+    assert {str(name) for name in fields.data_vars} == {"t2m", "tp"}
+    assert np.allclose(fields["tp"].values, values)
+    assert (fields["time"].values == days).all()
 
 
 def test_a_channel_that_is_not_there_is_one_line_with_those_that_are() -> None:

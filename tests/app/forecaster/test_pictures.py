@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from PIL import Image
 
 from unipercept.app.forecaster import pictures, score_pictures
@@ -111,3 +112,19 @@ def test_mistakes_are_one_line(tmp_path: Path, state: object, scores_file: Path)
     with pytest.raises(InputError, match=r"saved as \.gif or \.mp4"):
         pictures.animate(tmp_path / "a.avi", state, "z500")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_colours_are_those_of_the_quantity_and_a_forecast_says_when_it_is_valid() -> None:
+    assert [pictures._colours(name) for name in ("t850", "t2m", "tp", "q700", "u100m", "v10", "ustar", "vis", "tcwv")] == [
+        "RdYlBu_r", "RdYlBu_r", "YlGnBu", "YlGnBu", "PuOr_r", "PuOr_r", "viridis", "viridis", "viridis"
+    ]  # fmt: skip
+    assert pictures._limits("vis", np.array([1.0, 2.0])) == pytest.approx((1.002, 1.998))
+    array = xr.DataArray(
+        np.zeros((1, 2, 2, 2)),
+        {
+            "time": [np.datetime64("2020-02-28T18", "ns")],
+            "prediction_timedelta": np.array([6, 12]) * np.timedelta64(1, "h").astype("m8[ns]"),
+        },
+        ("time", "prediction_timedelta", "latitude", "longitude"),
+    )
+    assert pictures._at(array, None, 12.0)[1] == "2020-02-28 18:00 UTC + 12 h, valid 2020-02-29 06:00 UTC"

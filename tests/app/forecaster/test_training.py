@@ -11,16 +11,18 @@ import torch
 
 from tests import apart
 from tests.app.forecaster.conftest import CHANNELS, tiny_model, waves
-from unipercept.app.forecaster import training, windows
+from unipercept.app.forecaster import recipe, training, windows
 from unipercept.app.forecaster.cascade import Cascade, Stage
 from unipercept.app.forecaster.forecast import initial_state
 from unipercept.app.forecaster.frames import Frames
 from unipercept.app.forecaster.model import ForecastModel
+from unipercept.app.forecaster.network import KEPT_BYTES
 from unipercept.app.forecaster.rollout_loss import LossSettings, RolloutLoss, channel_weights
 from unipercept.app.forecaster.schedules import RolloutSchedule
 from unipercept.app.forecaster.training import Phase, TrainingData, collate, train_phases
 from unipercept.app.forecaster.windows import HandOverWindows, StateTable, TableWindows, Windows, handed_over
 from unipercept.errors import InputError
+from unipercept.train.distributed import Processes
 
 
 @pytest.mark.parametrize(
@@ -267,6 +269,31 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(tmp_path: Path, 
             trained(tmp_path / f"stopped-{stop}", resident=resident, device=device, on_progress=interrupt)
         resumed = trained(tmp_path / f"stopped-{stop}", resident=resident, device=device, resume=True)
         assert torch.equal(weights(whole), weights(resumed)), stop
+
+
+def test_blocks_are_computed_again_where_their_activations_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = [Phase("rollout", 3, 1e-2, RolloutSchedule(2, 2, 1), batch_size=4, drop_path_rate=0.5)]
+    model = trained(tmp_path / "plain", phases=phases)
+    assert not model.network.grad_checkpointing
+    needed = training.activation_bytes(model, phases[0], 4, 1)
+    assert needed == 4 * 8 * 16 * 4 * KEPT_BYTES["lka"][0]  # samples, cells, width, bytes
+    monkeypatch.setattr(training, "device_bytes", lambda device: 2.0 * needed)
+    frugal = trained(tmp_path / "frugal", phases=phases)
+    assert frugal.network.grad_checkpointing
+    assert torch.equal(weights(model), weights(frugal))
+
+
+def test_a_rollout_that_does_not_fit_is_not_kept_on_the_device(
+    model: ForecastModel, frames: Frames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = recipe.standard_recipe("tiny", updates=10, batch_size=4, rollout=4)
+    longest = 4 * 4 * model.network.config.activation_bytes(half=False)
+    alone = Processes(0, 1, torch.device("cuda"))
+    for memory, fits in ((3.0 * longest, True), (2.0 * longest, False)):  # four tenths of it may be taken
+        monkeypatch.setattr(recipe, "device_bytes", lambda device, memory=memory: memory)
+        assert recipe._fits(frames, alone, model, plan) == fits
 
 
 def test_training_learns_waves_that_travel(tmp_path: Path) -> None:

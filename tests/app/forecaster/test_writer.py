@@ -72,6 +72,29 @@ def test_the_forecast_is_a_weather_source_again(
     assert again.grid.matches(frames.grid)
 
 
+def test_humidity_and_precipitation_are_never_negative(tmp_path: Path) -> None:
+    named = {"geopotential": "specific_humidity", "2m_temperature": "total_precipitation"}
+    source = waves().rename(named).load()
+    for name, unit in (("specific_humidity", "kg kg-1"), ("total_precipitation", "m")):
+        centred = source[name] - source[name].mean()
+        source[name] = (1e-3 * (centred / abs(centred).max()).clip(0)).assign_attrs(
+            units=unit
+        )  # 0 in half of the cells
+    frames = Frames(source, ("q500", "u10", "tp"))
+    model = tiny_model(frames, strength=2.0)
+    ensemble = EnsembleSettings(members=2, perturbation="tendency", amplitude=1.0)
+    path = forecast(Cascade([Stage.of(model, 9)]), frames, TIMES[:1], 4, tmp_path / "f.zarr", ensemble=ensemble)
+    first_step = Cascade([Stage.of(model, 9)]).step(initial_state(model, frames, TIMES[0]))
+    unbounded = first_step.latest[0]
+    with xr.open_zarr(path, decode_timedelta=True) as dataset:
+        for name, channel in (("specific_humidity", 0), ("total_precipitation", 2)):
+            assert unbounded[channel].min() < 0
+            first = dataset[name].isel(number=0, time=0, prediction_timedelta=0).values.squeeze()
+            assert np.array_equal(first, unbounded[channel].clamp(min=0).numpy())
+            assert float(dataset[name].min()) == 0
+        assert float(dataset["10m_u_component_of_wind"].min()) < 0
+
+
 def test_levels_share_one_axis_or_are_written_flat() -> None:
     whole = variables_of(PUYUN69.names)
     assert [v.name for v in whole[:2]] == ["geopotential", "temperature"]
