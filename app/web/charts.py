@@ -97,7 +97,9 @@ def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any],
     figure.update_layout(
         title={"text": escape(title), "font": {"size": 13}, "x": 1, "xanchor": "right", "y": 0.97, "yanchor": "top"}
     )
-    return described(figure, f"{title} on a map, {np.nanmin(values):.4g} to {np.nanmax(values):.4g} {unit}")
+    return described(
+        figure, f"{title} on a map, {np.fmin.reduce(values, None):.4g} to {np.fmax.reduce(values, None):.4g} {unit}"
+    )
 
 
 def styled(figure: Any, height: int = 320) -> Any:

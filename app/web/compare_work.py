@@ -247,13 +247,17 @@ def open_recording(path: Path, shared: Path, job: Job) -> Opened:
 
     if not path.exists():
         raise InputError(f"{path.name} is not on this machine any more")
-    modality = detect_modality(path)
+    try:
+        modality = detect_modality(path)
+        picture = showing.redrawn(path) if modality == "image" else None
+    except InputError as error:  # the operator's folders are no visitor's business
+        raise InputError(str(error).replace(str(path), path.name)) from error
+    if picture is not None:
+        drawn = job.folder / f"{path.stem[:60]}.png"
+        picture.save(drawn)
+        return Opened(path.name, modality, drawn)
     if modality not in OPENED:
         return Opened(path.name, modality, None)
-    if modality == "image":
-        drawn = job.folder / f"{path.stem[:60]}.png"
-        showing.redrawn(path).save(drawn)
-        return Opened(path.name, modality, drawn)
     if path.resolve().is_relative_to(shared):
         return Opened(path.name, modality, path)
     if path.stat().st_size > MAX_COPIED_BYTES:

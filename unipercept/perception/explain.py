@@ -172,21 +172,28 @@ class NamedPieces:
 
 
 def name_pieces(pipe: Pipeline[Any], maps: Iterable[EmbeddingMap], *, source: str = "") -> NamedPieces:
-    """As `Pipeline.name`, piece by piece, so that evidence can be looked for where a label is most probable."""
-    from unipercept.pipelines.base import HeadOutputs
+    """As `Pipeline.name`, with the probabilities in each piece: evidence is shown where a label is most probable."""
+    from unipercept.pipelines.base import HeadOutputs, predict_batch
+    from unipercept.pipelines.batches import Batches
 
-    outputs, probabilities = HeadOutputs(), []
+    whole = HeadOutputs()
+
+    class Piece(HeadOutputs):
+        """Its own probabilities alone; batches go by shape, so that maps need not come back in their order."""
+
+        def add(self, parts: tuple[Tensor, ...], share: float) -> None:
+            whole.add(parts, share)
+            super().add((parts[1],), share)
+
+    batches, pieces = Batches(predict_batch), list[Piece]()
     for emap in maps:
-        assert pipe.model is not None
-        outputs.expect(emap)
-        output, shares = pipe.model.predict(emap), emap.real_share()
-        scores = output.logits.softmax(dim=1)
-        for row, share in zip(zip(output.pooled, scores, output.texture, strict=True), shares.tolist(), strict=True):
-            outputs.add(row, share)
-        probabilities.append(shares @ scores)
-    labels, vector = pipe.conclude(outputs, source=source)
-    assert outputs.first is not None
-    return NamedPieces(labels, vector, outputs.first, torch.stack(probabilities))
+        whole.expect(emap)
+        pieces.append(Piece())
+        batches.add((pipe,), (pieces[-1],), emap)
+    batches.flush()
+    labels, vector = pipe.conclude(whole, source=source)
+    assert whole.first is not None
+    return NamedPieces(labels, vector, whole.first, torch.stack([piece.totals[0] for piece in pieces]))
 
 
 def explain_named(

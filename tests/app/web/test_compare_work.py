@@ -106,8 +106,9 @@ def test_a_recording_is_opened_in_a_worker_as_a_player_takes_it(tmp_path):
     assert open_recording(other, shared, Job(folder)).path == folder / "archive.wav"
     assert open_recording(tmp_path / "load.csv", shared, Job(folder)).path is None
     for lost in (tmp_path / "gone.png", tmp_path / "broken.png"):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as refused:
             open_recording(lost, shared, Job(folder))
+        assert str(tmp_path) not in str(refused.value)
 
 
 def wav() -> bytes:
