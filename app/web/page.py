@@ -58,8 +58,9 @@ OPEN = """() => {
   if (wanted && /^[a-z]+$/.test(wanted)) until(open, 50);
   setTimeout(() => { window.unipercept_opened = true; }, 1500);
 }"""
-# gradio names all boxes for files alike, the button that adds files by the key of a translation, links to files by
-# their size, and pictures and charts not at all. What a browser cannot play, it shows as an empty box.
+# gradio names all boxes for files alike, the button that adds files and the end of a job (which it has read aloud) by
+# the key of a translation, links to files by their size, and pictures and charts not at all. What a browser cannot
+# play, it shows as an empty box.
 NAMES = """() => {
   const name = () => {
     for (const block of document.querySelectorAll('.block')) {
@@ -84,8 +85,13 @@ NAMES = """() => {
   document.addEventListener('error', plays(false), true);  // of media, which does not bubble
   document.addEventListener('loadeddata', plays(true), true);
   let due = null;
-  new MutationObserver(() => { due = due || setTimeout(() => { due = null; name(); }, 200); })
-    .observe(document.body, {childList: true, subtree: true});
+  new MutationObserver((changes) => {
+    for (const {target} of changes) {  // at once, before it is read aloud
+      const text = target.nodeType === Node.TEXT_NODE ? target : target.firstChild;
+      if (text?.data === 'common.complete') text.data = 'Done';
+    }
+    due = due || setTimeout(() => { due = null; name(); }, 200);
+  }).observe(document.body, {childList: true, subtree: true, characterData: true});
   name();
 }"""
 TOGGLE = "() => { document.body.classList.toggle('dark'); }"
