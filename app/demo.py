@@ -46,7 +46,7 @@ def run(options: AppOptions, tell: Callable[[str], object], *, opens_browser: bo
         raise InputError("the web demo runs on Linux and macOS; on Windows, in WSL or a container")
     _check_address(options.host, options.port)
     began = time.perf_counter()
-    workers = Workers()
+    workers = Workers(options.job_bytes)
     workers.start()  # loads torch and the default networks on another processor while gradio is loaded on this one
     server = build(options, workers)
 

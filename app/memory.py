@@ -1,6 +1,7 @@
-"""Memory of a process: current use, and peak during some work."""
+"""Memory of a process (current use, and peak during some work) and of the machine."""
 
 import ctypes
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,22 @@ class PeakMemory:
 def resident_bytes(pid: int | None = None) -> float | None:
     """Memory of a process, or of this one; None where the system does not tell (not Linux, or no such process)."""
     return _status("self" if pid is None else str(pid), "VmRSS:")
+
+
+def own_bytes(pid: int) -> float | None:
+    """Memory of a process without pages of files, which the system takes back when it needs them; None as above."""
+    return _status(str(pid), "RssAnon:")
+
+
+def machine_bytes() -> float | None:
+    """Memory of this machine, or of the container if that has less; None where the system does not tell."""
+    found = []
+    with suppress(OSError, ValueError, AttributeError):  # a system without sysconf, or without these names
+        found.append(float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # none, or "max"
+            found.append(float(Path(limit).read_text(encoding="utf-8")))
+    return min(found, default=None)
 
 
 def return_memory() -> None:

@@ -1,11 +1,13 @@
 """The web demo under load: clients at once, their latencies, the server's memory, and a long job beside them.
 
     python benchmarks/web_load.py                        20 clients for 2 minutes, then on to 1000 requests
+    python benchmarks/web_load.py --clients 50
     python benchmarks/web_load.py --seconds 20 --clients 4 --requests 50       a try
 
 Loopback only. Every client is a visitor of its own: it sends a picture or a sound and asks `perceive` about it, and now
 and then for a model's card. A visitor trains meanwhile. The server is a process of its own; its memory is what /metrics
-says. How soon it is there: benchmarks/web_start.py.
+says. That address waits for no job: how long it takes shows whether the server's event loop is free. How soon the
+server is there: benchmarks/web_start.py.
 """
 
 import argparse
@@ -76,7 +78,7 @@ class Load:
                 else:
                     event = client.call(name, "default")
             except httpx.HTTPError as error:
-                event = f"{type(error).__name__}: {error}"
+                event = f"{type(error).__name__} of {name} after {time.perf_counter() - began:.0f} s: {error}"
             with self.lock:
                 self.seconds[name].append(time.perf_counter() - began)
                 if event != "complete":
@@ -136,15 +138,19 @@ def report(url: str, files: list[Path], clips: Path, arguments: argparse.Namespa
         trained.append((visitor.call("train", visitor.send(clips), "network", 10), time.perf_counter() - began))
 
     threads = [threading.Thread(target=load.run, args=(i,), daemon=True) for i in range(arguments.clients)]
+    load_before = os.getloadavg()[0]
     began = time.perf_counter()
     for thread in (*threads, threading.Thread(target=train, daemon=True)):
         thread.start()
     samples: list[tuple[int, float]] = []
+    waits: list[float] = []
     timed: dict[str, list[float]] | None = None
     while True:
         time.sleep(2)
         elapsed = time.perf_counter() - began
+        asked = time.perf_counter()
         samples.append((load.count, memory(url)))
+        waits.append(time.perf_counter() - asked)
         if timed is None and elapsed > arguments.seconds:
             timed = {name: list(values) for name, values in load.seconds.items()}
         if timed is not None and (load.count >= arguments.requests or elapsed > arguments.at_most):
@@ -154,7 +160,8 @@ def report(url: str, files: list[Path], clips: Path, arguments: argparse.Namespa
         thread.join(TIMEOUT_SECONDS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(
-        f"web demo under load: {platform.machine()}, {cores} cores, load average {os.getloadavg()[0]:.1f}, Python {platform.python_version()}"
+        f"web demo under load: {platform.machine()}, {cores} cores, load average {load_before:.1f} before and {os.getloadavg()[0]:.1f} after, "
+        f"Python {platform.python_version()}"
     )
     for name, values in timed.items():
         if values:
@@ -169,6 +176,9 @@ def report(url: str, files: list[Path], clips: Path, arguments: argparse.Namespa
         print(
             f"memory: {before:.0f} MB at request {WARM_UP_REQUESTS}, {after:.0f} MB at request {load.count} ({after / before - 1:+.1%})"
         )
+    print(
+        f"/metrics, every 2 s: p50 {statistics.median(waits):.2f} s, p95 {percentile(waits, 0.95):.2f} s, worst {max(waits):.2f} s"
+    )
     print(f"errors: {len(load.errors)} {load.errors[:3] if load.errors else ''}")
     print(
         f"a visitor trained meanwhile: {trained[0][0] + f' after {trained[0][1]:.0f} s' if trained else 'not done yet'}"

@@ -110,6 +110,10 @@ def web_app(
         int | None,
         typer.Option(min=1, help="Recordings processed in parallel. Default: one per processor, at most 4."),
     ] = None,
+    max_job_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that a job may take, e.g. 4GB. Default: a fair share of this machine's."),
+    ] = None,
     index: Annotated[
         list[Path] | None, typer.Option("--index", "-i", help="Output of `unipercept encode` to search in. Repeatable.")
     ] = None,
@@ -127,6 +131,7 @@ def web_app(
         auth=parse_auth(auth),
         root_path=root_path.rstrip("/"),
         max_file_bytes=parse_bytes(max_file_size),
+        max_job_bytes=None if max_job_memory is None else parse_bytes(max_job_memory),
         index=tuple(index or ()),
         cascade=cascade,
         weather=weather,

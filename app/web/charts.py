@@ -38,7 +38,10 @@ def spectrogram(emap: Any) -> Any:
     )  # fmt: skip
     figure.update_xaxes(title="time in s")
     figure.update_yaxes(title="frequency in Hz", type="log", tickvals=[100, 200, 500, 1000, 2000, 5000, 10000])
-    return figure
+    return described(
+        figure,
+        f"spectrogram, {seconds[0]:.1f} to {seconds[-1]:.1f} s, {frequency[0]:,.0f} to {frequency[-1]:,.0f} Hz",
+    )
 
 
 def cloud(points: NDArray[Any]) -> Any:
@@ -53,7 +56,7 @@ def cloud(points: NDArray[Any]) -> Any:
     figure.update_layout(
         scene={"aspectmode": "data", "xaxis": axis, "yaxis": axis, "zaxis": axis}, margin={"l": 0, "b": 0}
     )
-    return figure
+    return described(figure, f"{len(chosen):,} of {len(points):,} points in space, coloured by height")
 
 
 def series(time: Any, values: NDArray[Any], names: Sequence[str]) -> Any:
@@ -73,7 +76,7 @@ def series(time: Any, values: NDArray[Any], names: Sequence[str]) -> Any:
         )  # fmt: skip
     styled(figure, height=130 + 95 * len(shown))
     figure.update_layout(showlegend=True)
-    return figure
+    return described(figure, f"{len(values):,} steps of {', '.join(map(str, shown))}")
 
 
 def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any], title: str, unit: str) -> Any:
@@ -94,7 +97,9 @@ def field(values: NDArray[Any], latitude: NDArray[Any], longitude: NDArray[Any],
     figure.update_layout(
         title={"text": escape(title), "font": {"size": 13}, "x": 1, "xanchor": "right", "y": 0.97, "yanchor": "top"}
     )
-    return figure
+    return described(
+        figure, f"{title} on a map, {np.fmin.reduce(values, None):.4g} to {np.fmax.reduce(values, None):.4g} {unit}"
+    )
 
 
 def styled(figure: Any, height: int = 320) -> Any:
@@ -107,6 +112,12 @@ def styled(figure: Any, height: int = 320) -> Any:
     grid = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.4)", "linecolor": GREY}
     figure.update_xaxes(**grid)
     figure.update_yaxes(**grid, automargin=True)
+    return figure
+
+
+def described(figure: Any, text: str) -> Any:
+    """With what a screen reader says of it (`page.NAMES` puts it there)."""
+    figure.update_layout(meta={"alt": text})
     return figure
 
 

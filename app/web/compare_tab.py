@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial
-from html import escape
 from pathlib import Path
-from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from unipercept.app.web import parts, picking, showing, words
-from unipercept.app.web.blocks import visitor_of
+from unipercept.app.web import parts, picking, words
 from unipercept.app.web.compare_work import (
+    OPENED,
     Compared,
     Hits,
+    Opened,
     compare_named,
-    modality_of,
+    open_recording,
     search_archive,
     search_files,
     search_zip,
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 EXAMPLE_INDEX = "examples"
 ZIP_INDEX = "zip"
 TOP = 10
-MAX_RECORDING_BYTES = 200 * 10**6  # that a neighbour's file may have to be opened
-OPENED = ("audio", "video", "image")  # kinds with a player, in the order of `_players`
 EMPTY_COMPARE = "Their maps, the similarity matrix and a projection of their vectors appear here; click a point to open its recording."
 ONE_SO_FAR = "One recording is here. Add another with the arrow in the corner of its list."
 EMPTY_SEARCH = "The nearest recordings appear here; click one to open it."
@@ -58,12 +55,13 @@ def _compare_part(context: Context) -> gr.Dropdown:
         with gr.Column(scale=3, min_width=300):
             matrix = parts.html("compare-matrix", words.empty(EMPTY_COMPARE))
             plane = picking.picker("compare-plane")
+            vectors = parts.downloads("Vectors and similarity", "compare-vectors")
             players = _players("compare-opened")
-    outputs = [state, matrix, plane, found]
+    outputs = [state, matrix, plane, vectors, found]
 
     async def run_compare(files: list[str] | None, model: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         if files and len(files) == 1:  # of several that are dropped one by one
-            yield [status(None, ONE_SO_FAR), gr.skip(), gr.skip(), gr.skip()]
+            yield [status(None, ONE_SO_FAR), *[gr.skip()] * 4]
             return
         work = partial(compare_named, _checked(files), model, draws=True)
         async for update in context.updates("compare", work, request, _compared, outputs):
@@ -77,10 +75,10 @@ def _compare_part(context: Context) -> gr.Dropdown:
         result: Compared = await context.result("compare", work, request)
         return result.to_dict()
 
-    def open_point(result: Compared | None, picked: gr.SelectData) -> list[Any]:
+    async def open_point(result: Compared | None, picked: gr.SelectData, request: gr.Request) -> list[Any]:
         if result is None or not 0 <= picked.index < len(result.paths):
             raise RefusalError("these recordings are no longer kept; compare them again")
-        return _opened(result.paths[picked.index], result.modalities[picked.index])
+        return await _open(context, result.paths[picked.index], request)
 
     event = gr.on(
         [run.click, files.upload], run_compare, [files, model], outputs, **parts.told_by(state), **context.quick
@@ -88,7 +86,7 @@ def _compare_part(context: Context) -> gr.Dropdown:
     taken = example.click(lambda: [str(p) for p in context.examples.mixed()], None, files, **parts.QUIET)
     after = taken.then(run_compare, [files, model], outputs, **parts.told_by(state), **context.quick)
     parts.cancels(cancel, state, [event, after])
-    plane.select(open_point, found, players, **parts.QUIET)
+    plane.select(open_point, found, players, **parts.QUIET, **context.quick)
     parts.endpoint("compare", compare_json, [files, model], **context.quick)
     return model
 
@@ -135,17 +133,14 @@ def _search_part(context: Context) -> None:
     async def open_hit(found: Hits | None, picked: gr.SelectData, request: gr.Request) -> list[Any]:
         if not found or not 0 <= picked.index < len(found):
             raise RefusalError("these neighbours are no longer kept; search again")
-        path = Path(found[picked.index][0])
-        return _open_neighbour(
-            context, path, await context.result("open", partial(modality_of, path), request), request
-        )
+        return await _open(context, Path(found[picked.index][0]), request)
 
     folder.upload(lambda: ZIP_INDEX, None, index, **parts.QUIET)
     event = look.click(run_search, inputs, outputs, **parts.told_by(state), **context.quick)
     taken = example.click(lambda: (str(context.examples.query()), EXAMPLE_INDEX), None, [query, index], **parts.QUIET)
     after = taken.then(run_search, inputs, outputs, **parts.told_by(state), **context.quick)
     parts.cancels(stop, state, [event, after])
-    listed.select(open_hit, hits, players, **parts.QUIET)
+    listed.select(open_hit, hits, players, **parts.QUIET, **context.quick)
     parts.endpoint("search", search_json, inputs, **context.quick)
 
 
@@ -161,13 +156,15 @@ def _compared(result: Compared) -> list[Any]:
         tables = words.matrix(result.similarity(centred=True), result.names) + words.folded(
             "With what they have in common", whole
         )
-    networks = escape(", ".join(sorted(result.networks)))
-    tables = f"<p><b>Cosine similarity</b> of the vectors by {networks} ({scale}):</p>{tables}"
+    networks = ", ".join(sorted(result.networks))
+    tables = words.heading("Cosine similarity", f"of the vectors by {networks} ({scale}):") + tables
+    again = ["encode", *map(words.local, result.names), "-m", result.model, "-o", "vectors.parquet"]
     value = picking.plane(result.plane(), result.names, result.modalities)
     return [
         status(None, f"{len(result.paths)} recordings"),
-        words.thumbnails(pictures, "Their maps", large=True) + notes + tables,
+        words.thumbnails(pictures, "Their maps", large=True) + notes + tables + words.commands(again),
         gr.update(value=value, visible=True),
+        gr.update(value=result.files, visible=True),
         result,
     ]
 
@@ -209,32 +206,13 @@ def _players(elem_id: str) -> list[Any]:
     ]
 
 
-def _opened(path: Path, modality: str) -> list[Any]:
-    """The recording in the player that suits it."""
-    if not path.is_file():
-        return _only(words.note(f"{path.name} is not on this machine any more"))
-    said = "" if modality in OPENED else "; open it on the Perceive tab to see it"
-    value: Any = showing.redrawn(path) if modality == "image" else path
-    players = [parts.shown(value if modality == kind else None) for kind in OPENED]
-    return [words.note(f"{path.name} ({words.kind(modality)}){said}", "plain"), *players]
-
-
-def _only(note: str) -> list[Any]:
-    """A note, and no player."""
-    return [note, *[parts.shown(None)] * len(OPENED)]
-
-
-def _open_neighbour(context: Context, path: Path, modality: str | None, request: gr.Request) -> list[Any]:
-    """A neighbour in the operator's archive lies elsewhere: a copy is shown, of what is a
-    recording and not too large.
-    """
-    if modality is None:
-        return _only(words.note(f"{path.name} is not on this machine"))
-    if not path.resolve().is_relative_to(context.sessions.folder):
-        visitor = visitor_of(request)
-        if visitor is None or path.stat().st_size > MAX_RECORDING_BYTES:
-            return _only(words.note(f"{path.name} is too large to be opened here"))
-        copy = context.sessions.new_folder(visitor) / path.name
-        copyfile(path, copy)
-        path = copy
-    return _opened(path, modality)
+async def _open(context: Context, path: Path, request: gr.Request) -> list[Any]:
+    """Values of the players: the recording in the one that suits it, or a note alone."""
+    work = partial(open_recording, path, context.sessions.folder)
+    try:
+        opened: Opened = await context.result("open", work, request)
+    except RefusalError as error:
+        return [words.note(error.line), *[parts.shown(None)] * len(OPENED)]
+    said = "" if opened.path else "; open it on the Perceive tab to see it"
+    players = [parts.shown(opened.path if opened.modality == kind else None) for kind in OPENED]
+    return [words.note(f"{opened.name} ({words.kind(opened.modality)}){said}", "plain"), *players]

@@ -4,9 +4,11 @@ nearest neighbours in an archive.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shutil import copyfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 Hits = list[tuple[str, float]]  # paths and cosines, the nearest first
 
 MAX_FILES = 60
+FORMULA = ("=", "+", "-", "@")  # what a cell begins with that a spreadsheet computes
+MAX_COPIED_BYTES = 200 * 10**6  # of a neighbour that lies in an archive of the operator
+OPENED = ("audio", "video", "image")  # kinds with a player, in the order of the page's
 MIN_CENTRED = 5  # vectors; of two without their mean each is the other's opposite, whatever they are
 THUMBNAIL_PIXELS = 224
 
@@ -39,6 +44,7 @@ class Compared:
     thumbnails: list[bytes] = field(default_factory=list)  # WebP, where they were asked for
     failures: list[tuple[str, str]] = field(default_factory=list)
     networks: set[str] = field(default_factory=set)  # the default model has one for each kind
+    files: list[str] = field(default_factory=list)  # to take home, where they were asked for
 
     @property
     def can_be_centred(self) -> bool:
@@ -81,6 +87,23 @@ class Compared:
             if places[np.abs(places[:, column]).argmax(), column] < 0:
                 places[:, column] *= -1
         return places
+
+    def write(self, folder: Path) -> list[Path]:
+        """The vectors, and their cosines, as tables with a row for each recording."""
+        width = max(map(len, self.vectors))
+        names = [f"./{name}" if name.startswith(FORMULA) else name for name in self.names]
+        vectors = [["file", "modality", *(f"v{i}" for i in range(width))]]
+        for name, modality, vector in zip(names, self.modalities, self.vectors, strict=True):
+            vectors.append([name, modality, *(f"{x:.9g}" for x in vector)])
+        cosines = [["file", *names]]
+        for name, row in zip(names, self.similarity(), strict=True):
+            cosines.append([name, *("" if np.isnan(x) else f"{x:.6f}" for x in row)])
+        written = []
+        for what, rows in (("vectors", vectors), ("similarity", cosines)):
+            written.append(folder / f"{Path(self.names[0]).stem[:50]}-and-{len(self.names) - 1}-more-{what}.csv")
+            with written[-1].open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+        return written
 
     def archive(self, width: int) -> Archive:
         """The recordings whose vectors have a width, ready to be searched.
@@ -170,7 +193,10 @@ def nearest(query: Path, archive: Archive | Compared, top: int, job: Job) -> Hit
 
 def compare_named(paths: Sequence[Path], model: str, job: Job, *, draws: bool = False) -> Compared:
     """As `compare`, by a model that visitors may name."""
-    return compare(paths, usable_model(model), job, draws=draws)
+    done = compare(paths, usable_model(model), job, draws=draws)
+    if draws:
+        done.files = [str(path) for path in done.write(job.folder)]
+    return done
 
 
 def search_files(query: Path, paths: Sequence[Path], top: int, job: Job) -> Hits:
@@ -201,14 +227,42 @@ def search_archive(query: Path, stored: Path, top: int, job: Job) -> Hits:
     return nearest(query, Archive.open(stored), top, job)
 
 
-def modality_of(path: Path, job: Job) -> str | None:
-    """The modality of a recording; None if it cannot be read."""
+@dataclass(frozen=True)
+class Opened:
+    """A recording for a player: its modality, and the file that the player is given; None where there is none."""
+
+    name: str
+    modality: str
+    path: Path | None
+
+
+def open_recording(path: Path, shared: Path, job: Job) -> Opened:
+    """A recording in a form that a player takes: a picture is drawn anew, other files outside the folder `shared`
+    (the operator's archives) are copied.
+
+    Raises:
+        InputError: it is not on this machine any more, cannot be read, or is too large to be copied.
+    """
     from unipercept.pipelines.detect import detect_modality
 
+    if not path.exists():
+        raise InputError(f"{path.name} is not on this machine any more")
     try:
-        return detect_modality(path)
-    except InputError:
-        return None
+        modality = detect_modality(path)
+        picture = showing.redrawn(path) if modality == "image" else None
+    except InputError as error:  # the operator's folders are no visitor's business
+        raise InputError(str(error).replace(str(path), path.name)) from error
+    if picture is not None:
+        drawn = job.folder / f"{path.stem[:60]}.png"
+        picture.save(drawn)
+        return Opened(path.name, modality, drawn)
+    if modality not in OPENED:
+        return Opened(path.name, modality, None)
+    if path.resolve().is_relative_to(shared):
+        return Opened(path.name, modality, path)
+    if path.stat().st_size > MAX_COPIED_BYTES:
+        raise InputError(f"{path.name} is too large to be opened here")
+    return Opened(path.name, modality, Path(copyfile(path, job.folder / path.name)))
 
 
 def _plain(values: NDArray[np.float64]) -> list[list[float | None]]:

@@ -95,7 +95,7 @@ def _tables(known: Sequence[dict[str, Any]]) -> str:
     trained = [card for card in known if card["here"] and not card["is_untrained"]]
     untrained = [card for card in known if card["here"] and card["is_untrained"]]
     elsewhere = [card for card in known if not card["here"]]
-    tables = f"<p><b>On this machine</b></p>{_table(trained)}"
+    tables = words.heading("On this machine") + _table(trained)
     if untrained:
         tables += words.folded(f"{len(untrained)} networks with random weights, to train from", _table(untrained))
     if elsewhere:

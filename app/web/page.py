@@ -58,8 +58,9 @@ OPEN = """() => {
   if (wanted && /^[a-z]+$/.test(wanted)) until(open, 50);
   setTimeout(() => { window.unipercept_opened = true; }, 1500);
 }"""
-# gradio names all boxes for files alike, the button that adds files by the key of a translation, links to files by
-# their size, and pictures not at all.
+# gradio names all boxes for files alike, the button that adds files and the end of a job (which it has read aloud) by
+# the key of a translation, links to files by their size, and pictures and charts not at all. What a browser cannot
+# play, it shows as an empty box.
 NAMES = """() => {
   const name = () => {
     for (const block of document.querySelectorAll('.block')) {
@@ -72,13 +73,25 @@ NAMES = """() => {
         add.title = 'Add more';
       }
       for (const picture of block.querySelectorAll('img')) if (!picture.alt) picture.alt = label;
+      for (const chart of block.querySelectorAll('.js-plotly-plot')) chart.querySelectorAll('.main-svg').forEach((drawn, i) => {
+        drawn.setAttribute(i ? 'aria-hidden' : 'role', i ? 'true' : 'img');
+        if (!i) drawn.setAttribute('aria-label', [label, chart.layout?.meta?.alt].filter(Boolean).join(': '));
+      });
       for (const link of block.querySelectorAll('a.download-link[download]'))
         if (!link.hasAttribute('aria-label')) link.setAttribute('aria-label', 'Download ' + link.download);
     }
   };
+  const plays = (can) => (e) => { if (e.target.matches?.('video, audio')) e.target.closest('.block')?.classList.toggle('up-unplayable', !can && !!e.target.currentSrc); };
+  document.addEventListener('error', plays(false), true);  // of media, which does not bubble
+  document.addEventListener('loadeddata', plays(true), true);
   let due = null;
-  new MutationObserver(() => { due = due || setTimeout(() => { due = null; name(); }, 200); })
-    .observe(document.body, {childList: true, subtree: true});
+  new MutationObserver((changes) => {
+    for (const {target} of changes) {  // at once, before it is read aloud
+      const text = target.nodeType === Node.TEXT_NODE ? target : target.firstChild;
+      if (text?.data === 'common.complete') text.data = 'Done';
+    }
+    due = due || setTimeout(() => { due = null; name(); }, 200);
+  }).observe(document.body, {childList: true, subtree: true, characterData: true});
   name();
 }"""
 TOGGLE = "() => { document.body.classList.toggle('dark'); }"

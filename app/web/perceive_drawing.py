@@ -50,7 +50,7 @@ def analyse_and_draw(path: Path, modality: str, model: str, job: Job) -> Shown:
     return Shown(
         analysis.modality, f"{words.kind(analysis.modality)}, {sum(analysis.seconds.values()):.2f} s", words.facts(_facts(analysis)),
         showing.player(analysis, job.folder), kept("picture", showing.picture(analysis)), showing.frames(analysis), showing.chart(analysis),
-        kept("map", showing.map_picture(analysis)), _labels(analysis),
+        kept("map", showing.map_picture(analysis)), _labels(analysis) + _commands(analysis, modality),
         kept("evidence", showing.evidence_picture(analysis)), files,
     )  # fmt: skip
 
@@ -132,13 +132,27 @@ def _labels(analysis: Analysis) -> str:
     return _bars(analysis) + words.note(analysis.note, "plain" if analysis.notice else "good")
 
 
+def _commands(analysis: Analysis, modality: str) -> str:
+    """What gives the labels, the evidence and the vector without the page."""
+    file, stem = words.local(analysis.path.name), words.local(analysis.stem)
+    read_as = [] if modality == AUTO else ["--modality", modality]
+    lines = [["encode", file, *read_as, "-m", analysis.embedding.model, "-o", f"{stem}.parquet"]]
+    if analysis.labels is not None:
+        lines[:0] = [
+            ["perceive", file, *read_as, "-m", analysis.model],
+            ["explain", file, "-m", analysis.model, "-o", f"{stem}-evidence.png"],
+        ]
+    return words.commands(*lines)
+
+
 def _bars(analysis: Analysis) -> str:
     """The labels with their probabilities, below the notice where there is one."""
     assert analysis.labels is not None
     top = analysis.labels.top(5)
     found = list(zip(top.labels, top.scores, strict=True))
     if analysis.notice:
-        head, doubtful = f"{words.note(analysis.notice)}<p><b>Closest</b>", True
+        head, told = words.note(analysis.notice), "Closest"
     else:
-        head, doubtful = "<p><b>Most probable</b>", False
-    return f"{head} of its {len(analysis.labels.labels)} classes</p>{words.bars(found, doubtful=doubtful)}"
+        head, told = "", "Most probable"
+    head += words.heading(told, f"of its {len(analysis.labels.labels)} classes")
+    return head + words.bars(found, doubtful=bool(analysis.notice))

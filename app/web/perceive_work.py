@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unipercept.embedding import EmbeddingMap
-    from unipercept.perception.explain import Explanation
+    from unipercept.perception.explain import Explanation, NamedPieces
     from unipercept.pipelines import Pipeline
     from unipercept.results import Embedding, Labels
 
@@ -108,7 +108,7 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     from unipercept.api import detect_modality, ood_score, pipeline
     from unipercept.app.memory import PeakMemory
     from unipercept.model_cards import model_card, tasks_for
-    from unipercept.perception.explain import explain_map
+    from unipercept.perception.explain import explain_named
     from unipercept.pipelines.base import no_head_message
     from unipercept.pipelines.detect import check_input
     from unipercept.results import Embedding
@@ -121,15 +121,16 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
     first = passes[0]
     card, labels, explanation = model_card(first.model), None, None
     note, notice = no_head_message(card.name, found), ""
-    heard = [(one.labels, one) for one in passes if one.labels is not None]
+    heard = [(one.named, one) for one in passes if one.named is not None]
     if heard:
-        labels, best = min(heard, key=lambda pair: ood_score(pair[0]))
+        named, best = min(heard, key=lambda pair: ood_score(pair[0].labels))
+        labels = named.labels
         card = model_card(best.model)
         note = without_folders(f"Head of {card.name}, trained on {card.trained_on}. {card.metric}.")
         if reason := labels.metadata.get("notice"):
             notice = f"Do not trust these labels: this is {reason}."
         job.tell(0.92, "evidence")
-        explanation = explain_map(best.emap, best.model, label=labels.labels[0], source=str(path))
+        explanation = explain_named(named, best.pipe, path, best.model)
         clock.stop("explain")
     embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})
     job.tell(0.95, "drawing")
@@ -143,16 +144,18 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
 class _Pass:
     """Outputs of one network for the recording. `piece` and `emap` are the first of its pieces and maps."""
 
+    pipe: Pipeline[Any]
     model: str
     raw: Any
     piece: Any
     emap: EmbeddingMap
     n_maps: int
     vector: Tensor
-    labels: Labels | None
+    named: NamedPieces | None
 
 
 def _pass(pipe: Pipeline[Any], path: Path, job: Job, clock: _Clock) -> _Pass:
+    from unipercept.perception.explain import name_pieces
     from unipercept.pipelines.base import pool_vector
 
     assert pipe.model is not None
@@ -173,11 +176,12 @@ def _pass(pipe: Pipeline[Any], path: Path, job: Job, clock: _Clock) -> _Pass:
             clock.stop("network")
 
     if model.labels is None:
-        labels, vector = None, pool_vector((model.pooled(emap), emap.real_share()) for emap in maps())
+        named, vector = None, pool_vector((model.pooled(emap), emap.real_share()) for emap in maps())
     else:
-        labels, vector = pipe.name(maps(), source=str(path))
-    clock.stop("network")  # of the last maps, which wait until there are no more
-    return _Pass(model.name, raw, *firsts[0], n_maps, vector, labels)
+        named = name_pieces(pipe, maps(), source=str(path))
+        vector = named.vector
+    clock.stop("network")
+    return _Pass(pipe, model.name, raw, *firsts[0], n_maps, vector, named)
 
 
 class _Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,12 @@ def forecast_and_draw(
     path = table_file(file, pasted, job)
     forecast = _forecast(path, targets, horizon, seconds, job)
     job.tell(0.97, "drawing")
-    return draw(forecast, path, job)
+    drawn = draw(forecast, path, job)
+    chosen = [word for name in targets for word in ("--target", name)]
+    stem = words.local(path.stem[:60])
+    again = ["forecast", words.local(path.name), "-H", str(int(horizon)), *chosen, "--seconds", f"{seconds:g}"]
+    again += ["-o", f"{stem}-forecast.csv", "--report", f"{stem}-report.html"]
+    return replace(drawn, anomalies=drawn.anomalies + words.commands(again))
 
 
 def _forecast(path: Path, targets: Sequence[str], horizon: float, seconds: float, job: Job) -> SeriesForecast:
@@ -108,8 +113,11 @@ def _chart(forecast: SeriesForecast) -> Any:
     if 0 < len(seen) < len(past):
         figure.update_xaxes(range=[seen[0], ahead[-1]])
     below_label = 1 - 28 / height  # gradio's label lies in the corner, over a legend that fills a phone's width
-    figure.update_layout(margin={"t": 96}, legend={"y": below_label, "yref": "container", "yanchor": "top"})
-    return figure
+    figure.update_layout(margin={"t": 104}, legend={"y": below_label, "yref": "container", "yanchor": "top"})
+    shown = ", ".join(result.variables[: len(names)])
+    return charts.described(
+        figure, f"{shown}: history, back-test, and {len(ahead)} steps ahead with 80 % and 95 % intervals"
+    )
 
 
 def _scores(forecast: SeriesForecast) -> str:
@@ -127,7 +135,8 @@ def _scores(forecast: SeriesForecast) -> str:
         [name, f"{s.mase:.3f}", f"{s.wql:.4f}", *(f"{100 * s.coverage[level]:.0f} %" for level in (0.8, 0.95))]
         for name, s in [rows[0], *sorted(rows[1:], key=lambda row: row[1].wql)]
     ]
-    head = f"<p><b>Back-test</b>: {len(result.backtest.plan.scored)} earlier origins, {result.backtest.plan.horizon} steps ahead</p>"
+    plan = result.backtest.plan
+    head = words.heading("Back-test:", f"{len(plan.scored)} earlier origins, {plan.horizon} steps ahead")
     others = (
         words.folded(f"{len(cells) - BEST - 1} more methods", _methods(cells[BEST + 1 :]))
         if len(cells) > BEST + 1
@@ -143,12 +152,13 @@ def _methods(cells: Sequence[Sequence[str]]) -> str:
 def _anomalies(forecast: SeriesForecast) -> str:
     if not forecast.n_checked:
         return ""
-    head = (
-        f"<p><b>Odd values</b>: {len(forecast.anomalies):,} of {forecast.n_checked:,} values lie more than twice as far from the "
-        "forecast made before them as its 95 % interval reaches. The oddest:</p>"
-    )
     if not forecast.anomalies:
-        return f"<p><b>Odd values</b>: none of {forecast.n_checked:,} values.</p>"
+        return words.heading("Odd values:", f"none of {forecast.n_checked:,} values")
+    head = words.heading(
+        "Odd values:",
+        f"{len(forecast.anomalies):,} of {forecast.n_checked:,} values lie more than twice as far from the forecast made "
+        "before them as its 95 % interval reaches. The oddest:",
+    )
     rows = [
         [one.variable, time, f"{one.value:.4g}", f"{one.low:.4g} to {one.high:.4g}"]
         for one, time in list(zip(forecast.anomalies, forecast.anomaly_times(), strict=True))[:8]

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -34,14 +35,16 @@ class Server:
 
     def __init__(self, options: AppOptions, workers: Workers | None = None) -> None:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read, as those below, when gradio is imported
+        os.environ.setdefault("MPLBACKEND", "agg")  # else the first call, in the event loop, loads pyplot and its fonts
         os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+        sys.modules.setdefault("bokeh", None)  # type: ignore[arg-type]  # else gradio looks for it on the disk, 8 times a call
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="unipercept-app-")).resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
         atexit.register(self.delete)
         self.sessions = Sessions(self.folder, options.keep_seconds)
         self.metrics = Metrics()
-        self.workers = workers or Workers()
+        self.workers = workers or Workers(options.job_bytes)
         self.examples = Examples(self.folder / "examples", self.sessions.publish)
         self._stop = threading.Event()
         self.app = self._build()

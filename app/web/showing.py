@@ -45,13 +45,21 @@ def picture(analysis: Analysis) -> Image | None:
 
 
 def redrawn(path: Path) -> Image:
-    """The pixels of a picture, upright and of a size for the page."""
-    from PIL import Image, ImageOps
+    """The pixels of a picture as the network's pipeline reads them (upright, of 16 bits or floating point within their
+    range, on white where they are transparent), of a size for the page.
+    """
+    from PIL import Image
 
-    with Image.open(path) as opened:
-        shown = ImageOps.exif_transpose(opened).convert("RGB")
-    shown.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
-    return shown
+    from unipercept.pipelines.image import ImageConfig
+    from unipercept.pipelines.picture import open_picture
+
+    read = open_picture(path, max_pixels=ImageConfig().max_pixels, draft_size=PREVIEW_PIXELS)
+    planes = [plane.copy() for plane in read.planes]
+    for plane in planes:
+        plane.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS))
+    if planes[0].mode == "F":
+        planes = [Image.fromarray(np.asarray(plane).round().clip(0, 255).astype(np.uint8)) for plane in planes]
+    return Image.merge("RGB", planes) if len(planes) == 3 else planes[0].convert("RGB")
 
 
 def frames(analysis: Analysis) -> str | None:

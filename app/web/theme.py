@@ -33,6 +33,12 @@ CSS = """
 .up-note {border-left: 4px solid #d55e00; background: var(--background-fill-secondary); padding: .6rem .9rem; border-radius: 4px; margin: .5rem 0; font-size: .93rem; overflow-wrap: anywhere}
 .up-good {border-left-color: #009e73}
 .up-small {font-size: .82rem; color: var(--body-text-color-subdued); margin: .3rem 0}
+.up-command {overflow-x: auto; padding: .5rem .8rem; font-size: .8rem; user-select: all; background: var(--background-fill-secondary); border-radius: 4px}
+.up-h {font-size: .92rem; font-weight: 400; margin: .3rem 0}
+.up-h b {font-weight: 600}
+.up-unplayable::after {content: "This browser cannot play this coding of video or sound (telephones write HEVC). It was read all the same: see below."; position: absolute; inset: 2.4rem .8rem auto .8rem; padding: .6rem .9rem; border-left: 4px solid #d55e00; font-size: .93rem}
+.up-unplayable video {display: none}
+.modebar-group:has(.modebar-btn--logo) {display: none !important}
 .up-plain {border-left-color: var(--border-color-primary)}
 .up-facts {border-collapse: collapse; font-size: .88rem; width: 100%}
 .up-facts th {text-align: left; font-weight: 600; white-space: nowrap; padding: .25rem .8rem .25rem 0; vertical-align: top}

@@ -169,7 +169,7 @@ def _chart(curve: Curve) -> Any:
         yaxis2={"overlaying": "y", "side": "right", "range": [0, 1.02], "showgrid": False, "title": "accuracy"},
         margin={"r": 52}, showlegend=True,
     )  # fmt: skip
-    return figure
+    return charts.described(figure, f"loss {curve.loss[-1][1]:.3g} after {curve.loss[-1][0]:,} updates")
 
 
 def _scores(trained: TrainedRun) -> str:
@@ -187,4 +187,5 @@ def _scores(trained: TrainedRun) -> str:
     is_few = bool(evaluated) and list(evaluated.values())[-1]["n"] < ENOUGH
     few = words.note("There are few test recordings, so the interval is wide.") if is_few else ""
     skipped = "".join(words.note(f"left out, {name}: {line}") for name, line in trained.skipped[:5])
-    return f"<p><b>{len(trained.class_names)} classes</b></p>{table}{few}{skipped}"
+    head = words.heading(f"{len(trained.class_names)} classes")
+    return head + table + few + skipped + words.commands(trained.command)

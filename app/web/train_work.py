@@ -45,11 +45,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that ended. `name` is what `classify` takes; `packed` the whole folder as a zip file."""
+    """A run that ended. `name` is what `classify` takes; `packed` the whole folder as a zip file; `command`
+    what trains the same from the unpacked recordings, after `unipercept`.
+    """
 
     name: str
     folder: Path
     packed: Path
+    command: tuple[str, ...]
     scores: dict[str, Any]
     class_names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
@@ -105,9 +108,17 @@ def train_on_zip(packed: Path, learns: str, epochs: int, job: Job, max_bytes: in
     for name in FILES:  # by links: the model takes its place on the disk once
         packed_run.with_name(f"{called}-{name}").hardlink_to(output / name)
     return TrainedRun(
-        job.folder.name, output, packed_run, dict(summary.scores), summary.class_names,
+        job.folder.name, output, packed_run, _command(packed.stem, called, learns, epochs), dict(summary.scores), summary.class_names,
         summary.skipped, told.curve(),
     )  # fmt: skip
+
+
+def _command(stem: str, called: str, learns: str, epochs: int) -> tuple[str, ...]:
+    start, tuning = LEARNS[learns]
+    given = [] if start is None else ["--from", start]
+    settings = [word for name, value in SMALL_SET.items() for word in ("--set", f"{name}={value}")]
+    words = [*given, "--tune", tuning, "--epochs", str(epochs), *settings, "-o", called]
+    return ("train", f"./{stem}/", *words)
 
 
 class _Progress:

@@ -50,7 +50,7 @@ def predict_and_draw(wanted: WeatherRequest, job: Job, **given: Any) -> Drawn:
     )
     return Drawn(
         f"{len(found.lead_hours)} steps from {start} UTC", maps, stages, note,
-        None if found.table is None else _skill(found), _plume(found), _place(found), words.facts(_facts(found)) + unscored,
+        None if found.table is None else _skill(found), _plume(found), _place(found), words.facts(_facts(found)) + unscored + _commands(found, wanted, given["cascade_path"]),
         _files(found, job.folder),
     )  # fmt: skip
 
@@ -73,7 +73,7 @@ def _skill(found: Forecasted) -> Any:
     figure.update_yaxes(title=f"RMSE of {found.channel} in {words.unit(found.unit)}", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="skill over reference", range=[None, 1], row=2, col=1)
     figure.update_layout(showlegend=True)
-    return figure
+    return charts.described(figure, f"RMSE of {', '.join(found.rmse())} by lead, and the skill of the cascade")
 
 
 def _plume(found: Forecasted) -> Any:
@@ -93,7 +93,7 @@ def _plume(found: Forecasted) -> Any:
     figure.update_xaxes(title="lead in days")
     figure.update_yaxes(title=f"{found.channel} in {words.unit(found.unit)}")
     figure.update_layout(showlegend=True)
-    return figure
+    return charts.described(figure, f"{found.channel} at {_place(found)} by lead, {len(found.plume)} member(s)")
 
 
 def _place(found: Forecasted) -> str:
@@ -130,6 +130,23 @@ def _facts(found: Forecasted) -> list[tuple[str, str]]:
     told = ("data", "training_period", "licence", "metric")
     pairs += [(f"trained: {key.replace('_', ' ')}", str(found.card[key])) for key in told if key in found.card]
     return pairs
+
+
+def _commands(found: Forecasted, wanted: WeatherRequest, cascade: str) -> str:
+    """What forecasts a visitor's fields without the page, with the shipped cascade; "" for others."""
+    if wanted.file is None or cascade != "default":
+        return ""
+    file, starts = (
+        words.local(wanted.file.name),
+        [str(t) for t in found.forecast["time"].values.astype("datetime64[h]")],
+    )
+    times = [word for start in starts for word in ("--time", start)]
+    length = ["--days", f"{wanted.days:g}", "--members", str(wanted.members)]
+    lines = [["weather", "forecast", file, *times, *length, "-o", "forecast.zarr"]]
+    if found.table is not None:
+        climate = ["--climate-of", file] if wanted.climatology else []
+        lines.append(["weather", "evaluate", "forecast.zarr", "--truth", file, *climate, "-o", "scores.csv"])
+    return words.commands(*lines)
 
 
 def _files(found: Forecasted, folder: Path) -> list[str]:

@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Sequence
 from html import escape
+from shlex import join
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ def note(text: str, kind: str = "warning") -> str:
     return f'<p class="up-note up-{kind}">{escape(text)}</p>'
 
 
+def heading(text: str, rest: str = "") -> str:
+    """A heading of a result, by which screen readers find it; `rest` goes on in plain letters."""
+    return f'<h2 class="up-h"><b>{escape(text)}</b> {escape(rest)}</h2>'
+
+
 def empty(text: str) -> str:
     """A placeholder that says what will appear here."""
     return f'<div class="up-empty">{escape(text)}</div>'
@@ -35,7 +41,7 @@ def thumbnails(pictures: Sequence[tuple[bytes, str]], label: str, *, large: bool
         f'<figure><img alt="" src="{webp_address(data)}"><figcaption title="{escape(caption)}">{escape(caption)}</figcaption></figure>'
         for data, caption in pictures
     )
-    return f'<p><b>{escape(label)}</b></p><div class="up-thumbs{" up-large" if large else ""}">{cells}</div>'
+    return f'{heading(label)}<div class="up-thumbs{" up-large" if large else ""}">{cells}</div>'
 
 
 def webp_address(data: bytes) -> str:
@@ -62,6 +68,17 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _with_code(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def commands(*lines: Sequence[str]) -> str:
+    """What gives the same on the command line, folded away: the words of each line after `unipercept`."""
+    text = "\n".join(f"unipercept {join(line)}" for line in lines)
+    return folded("On the command line", f'<pre class="up-command" tabindex="0">{escape(text)}</pre>')
+
+
+def local(name: str) -> str:
+    """A file's name as an argument: one that begins as an option does is told from one."""
+    return f"./{name}" if name.startswith("-") else name
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

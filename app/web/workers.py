@@ -13,18 +13,22 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unipercept.app.memory import resident_bytes
+from unipercept.app.memory import own_bytes, resident_bytes
 from unipercept.app.web.job import Job, StoppedError
 from unipercept.errors import InputError
 
 T = TypeVar("T")
 TICK_SECONDS = 0.05
 GRACE_SECONDS = 3.0  # that a job told to stop has for it
+WEIGH_SECONDS = 0.25  # between two looks at the memory of a worker
 IDLE_SECONDS = 300.0  # after which those that are not needed end; one stays
 MANY_LOST = 5  # one after the other: something is wrong with this machine
+WELL_AGAIN_SECONDS = 300.0  # after the last was lost: without any jobs nothing else would show it
 BROKE_DOWN = (
     "the program that was at work on this broke down: the recording may be damaged, or too large for this machine"
 )
+
+TOO_LARGE = "this needs more than the {:.1f} GB of memory that a job may take here; send a smaller recording, or a part"
 
 
 class FailedError(Exception):
@@ -32,13 +36,19 @@ class FailedError(Exception):
 
 
 class Workers:
-    """As many processes as there are jobs at a time; each does one job after the other."""
+    """As many processes as there are jobs at a time; each does one job after the other.
 
-    def __init__(self) -> None:
+    Args:
+        max_bytes: memory that a job may take (Linux); None for any.
+    """
+
+    def __init__(self, max_bytes: float | None = None) -> None:
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._all: list[_Worker] = []
         self._lost = self._lost_in_a_row = 0
+        self._lost_at = 0.0
         self._is_closed = False
 
     def start(self) -> None:
@@ -54,13 +64,13 @@ class Workers:
             work: can be pickled, and so can what it gives.
 
         Raises:
-            InputError: the work's own errors of ours, in their words; or its process broke down.
+            InputError: the work's own errors of ours, in their words; or its process broke down, or was too large.
             StoppedError: it was told to stop, and has.
             FailedError: a bug.
         """
         worker = self._take()
         try:
-            return worker.do(work, job)
+            return worker.do(work, job, self.max_bytes)
         finally:
             self._give_back(worker)
 
@@ -88,7 +98,7 @@ class Workers:
     @property
     def is_well(self) -> bool:
         """False while one worker after the other is lost."""
-        return self._lost_in_a_row < MANY_LOST
+        return self._lost_in_a_row < MANY_LOST or time.monotonic() - self._lost_at > WELL_AGAIN_SECONDS
 
     def resident_bytes(self) -> float:
         """Memory of all workers together (Linux; elsewhere not known, 0)."""
@@ -120,7 +130,9 @@ class Workers:
                 return
             self._all.remove(worker)
             self._lost += 1
-            self._lost_in_a_row += 1
+            if not worker.was_too_large:  # that says something of a recording, and nothing of this machine
+                self._lost_in_a_row += 1
+                self._lost_at = time.monotonic()
             if not self._idle and not self._is_closed and self.is_well:  # the next job need not wait for one
                 self._idle.append(self._new())
 
@@ -140,6 +152,7 @@ class _Worker:
                 command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True
             )  # fmt: skip
         self._connection = ours
+        self.was_too_large = False
         self.idle_since = time.monotonic()
 
     @property
@@ -150,19 +163,26 @@ class _Worker:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def do(self, work: Callable[[Job], T], job: Job) -> T:
+    def do(self, work: Callable[[Job], T], job: Job, max_bytes: float | None) -> T:
         """See `Workers.run`. A worker that does not answer any more is ended."""
         try:
             self._connection.send_bytes(ForkingPickler.dumps((Path(job.folder), work)))
-            value: T = self._answer(job)
+            value: T = self._answer(job, max_bytes)
             return value
         except (EOFError, OSError) as error:
             self.end()
             raise InputError(BROKE_DOWN) from error
 
-    def _answer(self, job: Job) -> Any:
+    def _answer(self, job: Job, max_bytes: float | None) -> Any:
         stopped_at: float | None = None
+        weighed_at = 0.0
         while True:
+            if max_bytes is not None and time.monotonic() - weighed_at > WEIGH_SECONDS:
+                weighed_at = time.monotonic()
+                if (own_bytes(self.pid) or 0.0) > max_bytes:
+                    self.was_too_large = True
+                    self.end()
+                    raise InputError(TOO_LARGE.format(max_bytes / 1e9))
             if self._connection.poll(TICK_SECONDS):
                 kind, *rest = self._connection.recv()
                 if kind == "told":

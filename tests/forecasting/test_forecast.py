@@ -3,7 +3,9 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from functools import partial
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +108,13 @@ def test_a_mistake_is_one_line_before_any_work(path, capsys, arguments, message)
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_the_command_of_the_page_can_be_pasted_whatever_the_file_is_called(result, tmp_path):
+    odd = replace(result, source="-o $(touch owned).csv")
+    text = unescape(odd.report(tmp_path / "page.html").read_text(encoding="utf-8"))
+    told = re.search(r"^.*unipercept forecast .*$", text, re.MULTILINE)[0].rpartition("<pre>")[2]
+    assert shlex.split(told)[:3] == ["unipercept", "forecast", "./-o $(touch owned).csv"]
 
 
 def test_the_page_stands_alone_and_says_what_was_done(result, tmp_path):

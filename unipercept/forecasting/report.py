@@ -4,6 +4,7 @@ why, and how accurate it was.
 
 from __future__ import annotations
 
+import shlex
 from html import escape
 from pathlib import Path
 
@@ -237,8 +238,9 @@ def _use(result: ForecastResult) -> str:
         if long
         else f'forecast[["time", {first!r}, {first + "_q0.1"!r}, {first + "_q0.9"!r}]]'
     )
+    file = shlex.quote(f"./{name}" if name.startswith("-") else name)
     code = (
-        f"unipercept forecast {name} --horizon {len(result.time)} -o forecast.csv --plot forecast.png --report forecast.html\n\n"
+        f"unipercept forecast {file} --horizon {len(result.time)} -o forecast.csv --plot forecast.png --report forecast.html\n\n"
         "import pandas as pd\n"
         'forecast = pd.read_csv("forecast.csv", parse_dates=["time"])\n'
         f"{picked}   # the median and the 80 % interval"

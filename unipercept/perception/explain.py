@@ -5,6 +5,7 @@ Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,9 @@ from unipercept.results.drawing import plain_figure, title_with_notice, write_fi
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from unipercept.pipelines.base import Pipeline
+    from unipercept.results import Labels
 
 SHOWN_MAPS = 4
 SEEN_BY_EYE = ("image", "video", "pointcloud")  # drawn with cells as high as wide
@@ -131,7 +135,6 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     from unipercept.encode_chunk import make_pipeline
     from unipercept.model_cards import UNIVERSAL, model_card, model_for
     from unipercept.models import load_model
-    from unipercept.pipelines.base import HeadOutputs
     from unipercept.pipelines.detect import detect_modality
 
     if model_card(model).name == UNIVERSAL:
@@ -139,22 +142,74 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
     card = model_card(model)
     if card.head_modality is None:
         raise NoTrainedHeadError(f"model {model!r} has no trained head; there is no class to explain")
-    names = _classes(model, label)
+    _classes(model, label)
     pipe = make_pipeline(card.head_modality, card)
-    outputs, probabilities = HeadOutputs(), []
-    for emap in pipe.maps(path):
-        pipe.model = load_model(model, in_channels=emap.tensor.shape[1], device=device)  # kept, not loaded each time
-        outputs.expect(emap)
-        output, shares = pipe.model.predict(emap), emap.real_share()
-        scores = output.logits.softmax(dim=1)
-        for row, share in zip(zip(output.pooled, scores, output.texture, strict=True), shares.tolist(), strict=True):
-            outputs.add(row, share)
-        probabilities.append(shares @ scores)
-    labels, _ = pipe.conclude(outputs, source=str(path))
+
+    def maps() -> Iterator[EmbeddingMap]:
+        for emap in pipe.maps(path):
+            pipe.model = load_model(
+                model, in_channels=emap.tensor.shape[1], device=device
+            )  # kept, not loaded each time
+            yield emap
+
+    return explain_named(name_pieces(pipe, maps(), source=str(path)), pipe, path, model, label=label, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class NamedPieces:
+    """A recording of P pieces, named.
+
+    Args:
+        vector: D, of the whole recording.
+        first: map of the first piece.
+        probabilities: PxK of each piece, in the order of the head's classes, weighted by its share of real input.
+    """
+
+    labels: Labels
+    vector: Tensor
+    first: EmbeddingMap
+    probabilities: Tensor
+
+
+def name_pieces(pipe: Pipeline[Any], maps: Iterable[EmbeddingMap], *, source: str = "") -> NamedPieces:
+    """As `Pipeline.name`, with the probabilities in each piece: evidence is shown where a label is most probable."""
+    from unipercept.pipelines.base import HeadOutputs, predict_batch
+    from unipercept.pipelines.batches import Batches
+
+    whole = HeadOutputs()
+
+    class Piece(HeadOutputs):
+        """Its own probabilities alone; batches go by shape, so that maps need not come back in their order."""
+
+        def add(self, parts: tuple[Tensor, ...], share: float) -> None:
+            whole.add(parts, share)
+            super().add((parts[1],), share)
+
+    batches, pieces = Batches(predict_batch), list[Piece]()
+    for emap in maps:
+        whole.expect(emap)
+        pieces.append(Piece())
+        batches.add((pipe,), (pieces[-1],), emap)
+    batches.flush()
+    labels, vector = pipe.conclude(whole, source=source)
+    assert whole.first is not None
+    return NamedPieces(labels, vector, whole.first, torch.stack([piece.totals[0] for piece in pieces]))
+
+
+def explain_named(
+    named: NamedPieces,
+    pipe: Pipeline[Any],
+    path: str | Path,
+    model: str,
+    *,
+    label: str | None = None,
+    device: str = "auto",
+) -> Explanation:
+    """As `explain_file`, of a recording that was named already."""
+    labels = named.labels
     label = labels.labels[0] if label is None else label
-    piece = int(torch.stack(probabilities)[:, names.index(label)].argmax())
-    chosen = outputs.first if piece == 0 else next(islice(pipe.maps(path), piece, None))
-    assert chosen is not None
+    piece = int(named.probabilities[:, _classes(model, label).index(label)].argmax())
+    chosen = named.first if piece == 0 else next(islice(pipe.maps(path), piece, None))
     found = explain_map(chosen, model, label=label, device=device, source=str(path))
     score, notice = labels.scores[labels.labels.index(label)], str(labels.metadata.get("notice", ""))
     return replace(found, score=score, notice=notice)
@@ -236,7 +291,10 @@ def _write_axes(axes: Any, emap: EmbeddingMap) -> None:
         return
     for name, axis in emap.coords.items():
         words = readable(emap, name)
+        count = (
+            5 if axis.dim == "H" or np.abs(axis.values.numpy()).max() < 1000 else 3
+        )  # side by side there is little room
         # Mel bins are not even in Hz: the ticks are round numbers of it all the same.
-        places, texts = frequency_ticks(words.values) if name == "frequency" and axis.dim == "H" else words.ticks()
+        places, texts = frequency_ticks(words.values) if name == "frequency" and axis.dim == "H" else words.ticks(count)
         (axes.set_xticks if axis.dim == "W" else axes.set_yticks)(places, texts)
         (axes.set_xlabel if axis.dim == "W" else axes.set_ylabel)(words.label)

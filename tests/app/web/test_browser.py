@@ -256,6 +256,26 @@ def test_the_vector_that_is_downloaded_is_the_vector(visit, recordings):
     assert len(lines) > 100
 
 
+def test_a_video_that_the_browser_cannot_play_says_so(visit, tmp_path):
+    av = pytest.importorskip("av")
+    if "libx265" not in av.codecs_available:
+        pytest.skip("needs an encoder of HEVC")
+    with av.open(str(tmp_path / "IMG_0001.mov"), "w") as out:
+        stream = out.add_stream("libx265", rate=30, options={"x265-params": "log-level=none", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for _ in range(30):
+            out.mux(stream.encode(av.VideoFrame(128, 96, "yuv420p")))
+        out.mux(stream.encode(None))
+    for path, count in ((tmp_path / "IMG_0001.mov", 1), (None, 0)):
+        if path is None:
+            visit.page.get_by_text("The earth (video)", exact=True).click()
+            visit.page.locator("#perceive-facts", has_text="world.mp4").wait_for(timeout=LONG)
+        else:
+            visit.send("perceive", [path])
+            visit.wait_text("#perceive-status", r"video, [\d.]+ s")
+        sync_api.expect(visit.page.locator(".up-unplayable")).to_have_count(count, timeout=LONG)
+
+
 def test_markup_in_a_file_name_is_text(visit, recordings, tmp_path):
     named = tmp_path / "<img src=x onerror=document.title='owned'>.png"
     named.write_bytes(recordings["broken"].read_bytes())
@@ -350,6 +370,8 @@ def test_the_tab_key_reaches_all_that_one_needs(visit):
 
 def test_all_that_one_can_press_or_look_at_has_a_name(visit):
     accessibility = visit.context.new_cdp_session(visit.page)
+    visit.main_flow("series")
+    visit.page.locator("#series-chart svg[role=img][aria-label*='load, temperature: history']").wait_for(timeout=LONG)
     visit.main_flow("perceive")
     visit.page.locator("#perceive-files a[aria-label='Download lion.json']").wait_for(timeout=LONG)
     visit.page.locator("#perceive-map img[alt]").wait_for(timeout=LONG)

@@ -7,7 +7,8 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from unipercept.app.web.compare_work import Compared
+from unipercept.app.web.compare_work import Compared, open_recording
+from unipercept.app.web.job import Job
 from unipercept.app.web.words import matrix
 from unipercept.errors import InputError
 
@@ -72,3 +73,50 @@ def test_few_vectors_are_not_centred():
     few, enough = (Compared([Path(f"{i}.x") for i in range(n)], ["image"] * n, vectors[:n], "default") for n in (2, 5))
     assert few.to_dict()["centred_similarity"] is None
     assert len(enough.to_dict()["centred_similarity"]) == 5
+
+
+def test_vectors_are_taken_home_and_no_name_is_a_formula(mixed, tmp_path):
+    import csv
+
+    mixed.paths[0] = Path("=cmd|calc.x")
+    vectors, cosines = ([*csv.reader(path.open())] for path in mixed.write(tmp_path))
+    assert [row[0] for row in vectors] == ["file", "./=cmd|calc.x", "1.x", "2.x", "3.x", "4.x"]
+    assert [float(x) for x in vectors[1][2:]] == pytest.approx(mixed.vectors[0].tolist())
+    assert len(vectors[3]) == 2 + 6
+    assert cosines[1][3] == ""  # of different widths
+    assert float(cosines[1][5]) == pytest.approx(mixed.similarity()[0, 4], abs=1e-6)
+
+
+def test_a_recording_is_opened_in_a_worker_as_a_player_takes_it(tmp_path):
+    from PIL import Image
+
+    shared, folder = tmp_path / "shared", tmp_path / "job"
+    for made in (shared, folder):
+        made.mkdir()
+    own = shared / "own.wav"
+    own.write_bytes(wav())
+    Image.new("RGB", (40, 30)).save(tmp_path / "picture.png")
+    (tmp_path / "load.csv").write_text("date,load\n2024-01-01,1.5\n2024-01-02,2.5\n")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    picture = open_recording(tmp_path / "picture.png", shared, Job(folder))
+    assert (picture.modality, picture.path) == ("image", folder / "picture.png")
+    assert open_recording(own, shared, Job(folder)).path == own
+    other = tmp_path / "archive.wav"  # of the operator's: what a page is given lies in the visitor's folder
+    other.write_bytes(wav())
+    assert open_recording(other, shared, Job(folder)).path == folder / "archive.wav"
+    assert open_recording(tmp_path / "load.csv", shared, Job(folder)).path is None
+    for lost in (tmp_path / "gone.png", tmp_path / "broken.png"):
+        with pytest.raises(InputError) as refused:
+            open_recording(lost, shared, Job(folder))
+        assert str(tmp_path) not in str(refused.value)
+
+
+def wav() -> bytes:
+    import io
+    import wave
+
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as out:
+        out.setparams((1, 2, 8000, 0, "NONE", ""))
+        out.writeframes(b"\0\1" * 800)
+    return buffer.getvalue()

@@ -20,6 +20,16 @@ def test_what_is_no_size_is_refused(text):
         parse_bytes(text)
 
 
+def test_a_job_may_take_a_fair_share_of_the_memory(monkeypatch):
+    monkeypatch.setattr("unipercept.app.web.options.machine_bytes", lambda: 20e9)
+    assert AppOptions(concurrency=4).job_bytes == 4e9
+    assert AppOptions(concurrency=4, max_job_bytes=3 * 10**9).job_bytes == 3e9
+    monkeypatch.setattr("unipercept.app.web.options.machine_bytes", lambda: 4e9)
+    assert AppOptions(concurrency=4).job_bytes == 2e9
+    with pytest.raises(InputError, match="1GB of memory or more"):
+        AppOptions(max_job_bytes=10**8)
+
+
 def test_users_come_from_words_a_file_or_the_environment(tmp_path, monkeypatch):
     (tmp_path / "users").write_text("ada:one\nbob:t:wo\n")
     assert parse_auth("ada:one,bob:t:wo") == parse_auth(f"@{tmp_path / 'users'}") == (("ada", "one"), ("bob", "t:wo"))

@@ -85,6 +85,33 @@ def test_a_crash_is_one_line_and_many_are_said_to_the_load_balancer(tmp_path, mo
         workers.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory of another process is read from /proc")
+def test_work_that_takes_too_much_memory_is_ended_and_is_no_sign_of_a_broken_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr("unipercept.app.web.workers.MANY_LOST", 1)
+    workers = Workers(max_bytes=1.5e9)
+    try:
+        with pytest.raises(InputError, match=r"more than the 1\.5 GB of memory"):
+            workers.run(works.swell, Job(tmp_path))
+        assert workers.is_well
+        assert workers.facts()["workers_lost"] == 1
+        assert workers.run(works.answer, Job(tmp_path))
+    finally:
+        workers.close()
+
+
+def test_a_server_without_jobs_is_well_again_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("unipercept.app.web.workers.MANY_LOST", 1)
+    workers = Workers()
+    try:
+        with pytest.raises(InputError):
+            workers.run(works.crash, Job(tmp_path))
+        assert not workers.is_well
+        monkeypatch.setattr("unipercept.app.web.workers.WELL_AGAIN_SECONDS", 0.0)
+        assert workers.is_well
+    finally:
+        workers.close()
+
+
 def test_those_with_nothing_to_do_end_but_one(tmp_path, monkeypatch):
     workers = Workers()
     try:

@@ -62,3 +62,12 @@ def predict_with_a_year(wanted, job, *, year, **given):
         return predict_json(wanted, job, **given)
     finally:
         weather_work.generated = before
+
+
+def swell(job: Job) -> None:
+    """As a small file does that unpacks to a large table."""
+    held = []
+    while True:
+        held.append(bytearray(b"\1" * 10**8))
+        job.tell(0.1, f"{len(held)} times 100 MB")
+        time.sleep(0.01)
