@@ -151,7 +151,7 @@ def forecast_table(
         notices += [f"not used: {line}" for line in found.failed]
         notices += _choice_notices(prepared, found, choice, horizon)
     tell("forecast", 0.95)
-    quantiles = prepared.restored(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0])
+    quantiles = prepared.forecast(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0], prepared.truth)
     result = _result(
         prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began
     )

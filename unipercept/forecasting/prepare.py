@@ -19,7 +19,7 @@ from unipercept.errors import InputError, one_line
 from unipercept.forecasting.attributes import Attributes
 from unipercept.forecasting.periods import find_periods, unseen_cycle
 from unipercept.forecasting.powers import choose_powers, powered, unpowered
-from unipercept.forecasting.repairs import MIN_KNOWN, limit_spikes, living
+from unipercept.forecasting.repairs import MIN_KNOWN, forward_filled, limit_spikes, living
 from unipercept.forecasting.split_known import split_known
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_table import SeriesGrid, grid_of, read_grid
@@ -31,6 +31,9 @@ MAX_CELLS = 20_000_000  # rows times series
 COMMON_SHARE = 0.3  # of one whole number among a series' values, from which on it counts rather than measures
 COUNTED_ROWS = 2000  # that are looked at for this
 CEILING_SHARE = 0.01  # of a share's values that lie on its end
+# Changes, all of one sign, that make a series a running total. Of 26 real series with so many none turned within the
+# horizon, of 51 with 11 to 18 eight did.
+ONE_WAY_CHANGES = 30
 STUCK_ROWS, STUCK_TIMES = 20, 3  # rows without a change at the end, and times the longest before, that are worth a word
 ABSENT_SHARE = 0.2  # of the steps of a series of whole numbers that are missing where it may have been 0
 
@@ -46,6 +49,7 @@ class Prepared:
         offset, unit, power: V each; `restored` goes back to what was measured.
         floor: V, 0 for series that were never negative, else minus infinity: no forecast lies below.
         ceiling: V, 1 or 100 for shares that reach it, else infinity: no forecast lies above.
+        direction: V, 1 for running totals, which only rise, -1 for series that only fall, else 0.
         period: steps of the cycle that seasonal methods use; 1 where nothing repeats.
         periods: that and the other cycles worth a try.
         constant: V bool, series that never change.
@@ -69,6 +73,7 @@ class Prepared:
     power: NDArray[np.float64]
     floor: NDArray[np.float64]
     ceiling: NDArray[np.float64]
+    direction: NDArray[np.int64]
     time: NDArray[Any]
     step: Step
     variables: tuple[str, ...]
@@ -109,6 +114,20 @@ class Prepared:
         )
         measured = np.clip(unpowered(scaled * unit + offset, power), floor, ceiling)
         return np.where(self.counts[columns][further], np.round(measured), measured) if self.counts.any() else measured
+
+    def forecast(self, scaled: NDArray[Any], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """H x V x Q as measured, of what follows these rows in the units of `values`.
+
+        A series that only rises (or only falls) goes on so from its last value, at each level.
+        """
+        found = self.restored(scaled)
+        if not self.direction.any():
+            return found
+        last = self.restored(forward_filled(values)[-1:])[0, :, None]
+        rising = np.maximum.accumulate(np.maximum(found, last), axis=0)
+        falling = np.minimum.accumulate(np.minimum(found, last), axis=0)
+        way = self.direction[:, None]
+        return np.where(way > 0, rising, np.where(way < 0, falling, found))
 
     def after(self, count: int) -> NDArray[Any]:
         """The `count` times that follow."""
@@ -209,6 +228,9 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         f"{n} ({top:g})" for n, top, c in zip(names, ceiling, counts, strict=True) if np.isfinite(top) and not c
     ]:
         notices.append(f"shares of a whole, which no forecast exceeds: {listed(shares)}")
+    direction = _directions(measured)
+    if totals := [name for name, way in zip(names, direction, strict=True) if way]:
+        notices.append(f"only rises or only falls, and so does its forecast: {listed(totals)}")
     _tell_oddities(measured, names, notices)
     return Prepared(
         (transformed - offset) / unit,
@@ -218,6 +240,7 @@ def prepare_grid(grid: SeriesGrid, *, horizon: int, period: int | None = None, m
         power,
         floor,
         ceiling,
+        direction,
         grid.time[first:],
         grid.step,
         names,
@@ -266,6 +289,17 @@ def _ceilings(measured: NDArray[np.float64], names: Sequence[str]) -> NDArray[np
         reached = visits >= 2 and at_top.mean() >= CEILING_SHARE
         if reached or (re.search(r"(?i)%|percent|pct|prozent", name) and values.max() >= 0.99 * top):
             found[v] = top
+    return found
+
+
+def _directions(measured: NDArray[np.float64]) -> NDArray[np.int64]:
+    """V: 1 for series that have risen ONE_WAY_CHANGES times and never fallen, -1 for the opposite, else 0."""
+    found = np.zeros(measured.shape[1], np.int64)
+    for v, column in enumerate(measured.T):
+        change = np.diff(column[np.isfinite(column)])
+        up, down = np.count_nonzero(change > 0), np.count_nonzero(change < 0)
+        if min(up, down) == 0 and max(up, down) >= ONE_WAY_CHANGES:
+            found[v] = np.sign(up - down)
     return found
 
 
