@@ -236,7 +236,7 @@ def _result(
         source=prepared.source,
         model=choice.name if choice is not None else "naive",
         history_time=prepared.time[-shown:],
-        history=prepared.restored(prepared.truth[-shown:]),
+        history=prepared.measured[-shown:],
         quantiles={level: quantiles[..., i] for i, level in enumerate(QUANTILES)},
         tested=tuple(_tests(prepared, found, choice, shown)) if found is not None and choice is not None else (),
         metadata=metadata,
@@ -254,7 +254,7 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
     picked: list[int] = []
     for i in reversed(range(len(found.plan.scored))):
         origin = found.plan.scored[i]
-        if origin >= len(prepared) - shown and (
+        if origin >= max(len(prepared) - shown, int(prepared.level_rows.max(initial=0))) and (
             not picked or found.plan.scored[picked[-1]] - origin >= found.plan.horizon
         ):
             picked.append(i)
