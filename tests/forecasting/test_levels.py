@@ -50,6 +50,7 @@ def test_what_is_no_new_level():
         "end of a peak": peak,
         "did so before": repeated,
         "growth": week() + t,
+        "growth that ends": 100 * np.exp(0.05 * np.minimum(t, 192)) * (1 + 0.02 * rng.normal(size=ROWS)),
         "turn": week() + np.where(t > 170, 3.0 * (t - 170), 0),
         "only zeros and a few": np.where(rng.random(ROWS) < 0.1, 5.0, 0.0),
         "too new": np.where(t >= 197, 60, 0) + week(),

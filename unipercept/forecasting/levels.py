@@ -35,7 +35,17 @@ class Jump:
 
 
 def find_jump(values: Array, period: int) -> Jump | None:
-    """The jump of one series of T rows, NaN where missing; None where there is none beyond doubt."""
+    """The jump of one series of T rows, NaN where missing; None where there is none beyond doubt.
+
+    A rise of positive values must stand out of their logarithms, too: growth makes ever larger steps.
+    """
+    jump = _stands_out(values, period, AS_NEVER, SUDDEN)
+    if jump is not None and jump.size > 0 and np.nanmin(values) > 0:
+        return jump if _stands_out(np.log(values), period, 1.0, 1.0) is not None else None
+    return jump
+
+
+def _stands_out(values: Array, period: int, as_never: float, sudden: float) -> Jump | None:
     known = np.flatnonzero(np.isfinite(values))
     first = max(len(values) - MAX_ROWS, int(known[0]) if len(known) else 0)
     if len(known) < MIN_ROWS or len(values) - first < MIN_ROWS:
@@ -65,8 +75,8 @@ def find_jump(values: Array, period: int) -> Jump | None:
     lasted = np.median(level[row:]) - np.median(level[max(0, row - max(2 * (rows - row), 3 * AROUND)) : row])
     lasts = np.median(level[-AROUND:]) - medians[row - AROUND]
     if (
-        sign * size <= AS_NEVER * np.abs(change[elsewhere]).max()
-        or step[row] < max(SUDDEN * other_steps.max(), sign * size / 2)
+        sign * size <= as_never * np.abs(change[elsewhere]).max()
+        or step[row] < max(sudden * other_steps.max(), sign * size / 2)
         or min(sign * lasted, sign * lasts) < sign * size / 2
     ):
         return None
