@@ -35,6 +35,10 @@ def test_a_jump_is_found_where_it_is(size, seed):
     holed = jumped(size, seed)
     holed[[0, 1, 60, 100, 180]] = np.nan
     assert find_jump(holed, 7).row == ROW
+    # A gap where the rows that are looked at begin.
+    long = np.concatenate([week(seed, 7 * 150), holed])
+    long[-1010:-980] = np.nan
+    assert find_jump(long, 7).row == len(long) - ROWS + ROW
 
 
 def test_what_is_no_new_level():

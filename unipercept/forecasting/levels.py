@@ -50,7 +50,7 @@ def _stands_out(values: Array, period: int, as_never: float, sudden: float) -> J
     first = max(len(values) - MAX_ROWS, int(known[0]) if len(known) else 0)
     if len(known) < MIN_ROWS or len(values) - first < MIN_ROWS:
         return None
-    level = _without_season(forward_filled(values[first:, None])[:, 0], period)
+    level = _without_season(forward_filled(values[:, None])[first:, 0], period)
     rows = len(level)
     # The medians of the rows from each one on and of those before it; the last rows have fewer after them.
     padded = np.concatenate([level, np.full(AROUND, np.nan)])
