@@ -7,7 +7,9 @@ import pytest
 import unipercept
 from tests.forecasting.tables import LENGTH, PLAIN, QUICK, csv, forecast, hours, months, said, wave, yearly_wave
 from unipercept.errors import InputError
+from unipercept.forecasting.estimator import TableForecaster
 from unipercept.forecasting.forecast import forecast_table
+from unipercept.forecasting.settings import QUANTILES
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +279,22 @@ def test_a_rise_that_has_come_to_100_may_go_on(tmp_path):
     result = forecast(tmp_path, csv(hours(60), values, "date,sold"))
     assert result.quantile(0.975).max() > 100
     assert not said(result, "no forecast exceeds")
+
+
+def test_a_running_total_never_falls():
+    rng = np.random.default_rng(0)
+    used = np.cumsum(rng.gamma(0.3, 10, 120))
+    frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=120), "meter": used, "left": 5000 - used})
+    frame["free"] = used + rng.normal(size=120) * 20
+    result = forecast_table(frame, 14, methods=("naive", "seasonal"), seconds=5)
+    assert said(result, "only rises or only falls, and so does its forecast: meter, left")
+    for level in QUANTILES:
+        steps = np.diff(np.concatenate([frame.iloc[-1:, 1:].to_numpy(), result.quantile(level)]), axis=0)
+        assert steps[:, 0].min() >= 0 >= steps[:, 1].max()
+    assert result.quantile(0.1)[-1, 2] < result.quantile(0.1)[0, 2]
+    model = TableForecaster(14, methods=("naive",), seconds=5).fit(frame[:-5])
+    later = model.predict_interval(coverage=0.95, history=frame)
+    assert (later["meter", "lower"] >= used[-1]).all()
 
 
 def test_what_only_the_owner_can_judge_is_said(tmp_path):

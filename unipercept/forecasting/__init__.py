@@ -4,7 +4,8 @@
 
 The verb, in this order:
     forecast        the road above in one function; estimator wraps it in `fit` and `predict`; command serves the verb
-    prepare         a table made ready: repairs, periods, powers (logarithms, roots), attributes, split_known
+    prepare         a table made ready: repairs, levels (jumps), periods, powers (logarithms, roots), attributes,
+                    split_known
     methods         the methods by the names that `--methods` takes
     backtest        every method forecasts from the same origins; scores has the formulas
     choose          weights of the methods for each series

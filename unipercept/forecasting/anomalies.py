@@ -50,7 +50,7 @@ def find_anomalies(source: Any, *, threshold: float = THRESHOLD, **options: Any)
     """
     if threshold <= 0:
         raise InputError(f"the threshold must be above 0, got {threshold}")
-    prepared = prepare(source, **options)
+    prepared = prepare(source, levelled=False, **options)  # a jump is an anomaly
     first = max(0, len(prepared) - MAX_CELLS // len(prepared.variables))
     values, truth = prepared.values[first:], prepared.truth[first:]
     block = int(min(MAX_BLOCK, max(1, prepared.period if prepared.period > 1 else 4), max(1, len(values) // 8)))

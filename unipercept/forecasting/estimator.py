@@ -181,7 +181,7 @@ class TableForecaster:
             values = fitted.scaled(later.restored(later.values))
             values = np.concatenate([np.full((ahead, values.shape[1]), np.nan), values])
         found = self.result_.mixture.quantiles(values, [len(values)], self._steps(horizon), moved=moved)[0]
-        return np.moveaxis(fitted.restored(found), -1, 0)
+        return np.moveaxis(fitted.forecast(found, values), -1, 0)
 
     def _frame(self, values: Any, horizon: int | None, history: Any) -> pandas.DataFrame:
         import pandas as pd

@@ -151,7 +151,7 @@ def forecast_table(
         notices += [f"not used: {line}" for line in found.failed]
         notices += _choice_notices(prepared, found, choice, horizon)
     tell("forecast", 0.95)
-    quantiles = prepared.restored(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0])
+    quantiles = prepared.forecast(mixture.quantiles(prepared.values, [len(prepared)], horizon)[0], prepared.truth)
     result = _result(
         prepared, found if choice else None, choice, mixture, quantiles, notices, horizon, clock.monotonic() - began
     )
@@ -236,7 +236,7 @@ def _result(
         source=prepared.source,
         model=choice.name if choice is not None else "naive",
         history_time=prepared.time[-shown:],
-        history=prepared.restored(prepared.truth[-shown:]),
+        history=prepared.measured[-shown:],
         quantiles={level: quantiles[..., i] for i, level in enumerate(QUANTILES)},
         tested=tuple(_tests(prepared, found, choice, shown)) if found is not None and choice is not None else (),
         metadata=metadata,
@@ -254,7 +254,7 @@ def _tests(prepared: Prepared, found: Backtest, choice: Choice, shown: int) -> l
     picked: list[int] = []
     for i in reversed(range(len(found.plan.scored))):
         origin = found.plan.scored[i]
-        if origin >= len(prepared) - shown and (
+        if origin >= max(len(prepared) - shown, int(prepared.level_rows.max(initial=0))) and (
             not picked or found.plan.scored[picked[-1]] - origin >= found.plan.horizon
         ):
             picked.append(i)

@@ -38,6 +38,8 @@ from unipercept.forecasting.settings import QUANTILES
 
 Array = NDArray[np.floating[Any]]
 
+# On the widths of a series that was moved to a new level: its back-test no longer shows that it may jump.
+JUMPED = 1.25
 MOST_RANGES = 3.0  # of the history, beyond its lowest and highest value
 CYCLES_SHOWN = 8  # that a forecast must be able to look back on, to be judged
 
@@ -51,6 +53,7 @@ class Mixture:
             was fitted to; None for all.
         weights: parts x V.
         constant: V bool; these are continued as they are.
+        jumped: V bool; these were moved to a new level.
         record: what came true in the back-test, in rows of the history; None where nothing was tested.
         end: rows of the history.
         liveliness: by which error quantiles are scaled.
@@ -61,6 +64,7 @@ class Mixture:
     parts: tuple[tuple[Method, ErrorQuantiles | None, NDArray[np.int64] | None], ...]
     weights: NDArray[np.float64]
     constant: NDArray[np.bool_]
+    jumped: NDArray[np.bool_]
     record: Judged | None
     end: int
     liveliness: Liveliness
@@ -117,9 +121,11 @@ class Mixture:
         return np.where(np.isfinite(spread), respread(mixed, spread, self.spread_share), mixed)
 
     def _growth(self, origins: Sequence[int], horizon: int, moved: int) -> NDArray[np.float64] | float:
-        """OxHx1x1, for the few rows before each origin; the guess of an untested history has its own."""
+        """OxHxVx1, for the few rows before each origin and for jumps; the guess of an untested history has its own."""
+        if self.record is None:
+            return 1.0
         rows = np.maximum(np.asarray(origins) - moved, self.end)
-        return few_rows(rows, horizon)[..., None, None] if self.record is not None else 1.0
+        return few_rows(rows, horizon)[..., None, None] * np.where(self.jumped, JUMPED, 1.0)[:, None]
 
     def _factors(self, values: Array, raw: Array, origins: Sequence[int], moved: int) -> NDArray[np.float64]:
         """OxQ: by what is known at each origin, of the back-test and of forecasts from later rows."""
@@ -188,8 +194,8 @@ def final_mixture(prepared: Prepared, found: Backtest, choice: Choice, *, second
     window = recent_window(prepared.period, found.plan.horizon)
     liveliness = Liveliness.of(prepared.values, prepared.period, window)
     return Mixture(
-        tuple(parts), np.stack(weights), prepared.constant, choice.record, len(prepared), liveliness,
-        *_bounds(prepared.values), choice.spread_share,
+        tuple(parts), np.stack(weights), prepared.constant, prepared.level_rows > 0, choice.record, len(prepared),
+        liveliness, *_bounds(prepared.values), choice.spread_share,
     )  # fmt: skip
 
 
@@ -214,4 +220,7 @@ def untested(prepared: Prepared) -> Mixture:
     # Of either sign: one error of three rows would have no spread about its own median.
     spread = ErrorQuantiles(np.concatenate([errors, -errors]), np.concatenate([scale, scale]))
     weights = np.ones((1, values.shape[1]))
-    return Mixture(((method, spread, None),), weights, prepared.constant, None, len(values), lively, *_bounds(values))
+    return Mixture(
+        ((method, spread, None),), weights, prepared.constant, prepared.level_rows > 0, None, len(values), lively,
+        *_bounds(values),
+    )  # fmt: skip
