@@ -58,7 +58,8 @@ def path_text(path: object) -> str:
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"expected the path of a file, got {type(path).__name__}; save what is in memory to a file first"
+            f"expected the path of a file, got {type(path).__name__}; save what is in memory to a file first, or embed it: "
+            "pipe.embed(Picture.from_image(image)), and so on with from_array of Waveform, Clip and Cloud"
         )
     return os.fsdecode(path)
 

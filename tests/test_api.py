@@ -1,5 +1,7 @@
 """The Python front door."""
 
+from os import PathLike
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,15 @@ def test_paths_may_come_from_any_loop(recordings, tmp_path):
     assert [result.source for result in unipercept.encode(path for path in recordings)] == wanted
     assert [result.source for result in unipercept.encode(np.array(wanted))] == wanted
     assert unipercept.perceive(iter(())) == []
+
+
+def test_any_object_that_names_a_path_is_one(recordings):
+    class Named(PathLike):
+        def __fspath__(self):
+            return str(recordings[0])
+
+    assert isinstance(unipercept.encode(Named()), Embedding)  # a list of one before
+    assert isinstance(unipercept.perceive(Named()), Labels)
 
 
 def test_a_model_may_be_given_as_a_path(recordings, tmp_path):
