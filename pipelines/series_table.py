@@ -204,7 +204,7 @@ def _frame_of(table: Any, notes: list[str]) -> pandas.DataFrame:
             ) from error
     raise InputError(
         "expected a path, a pandas, polars or Arrow table, a Series, an xarray object, a NumPy array or a tensor, "
-        f"got {type(table).__name__}"
+        f"got {type(table).__module__.partition('.')[0]}.{type(table).__name__}"
     )
 
 

@@ -176,6 +176,14 @@ def test_what_cannot_be_used_is_refused(recordings, tmp_path):
         unipercept.encode(recordings[0], batch_size=0)
 
 
+def test_a_folder_without_a_model_is_not_a_model_misspelt(tmp_path):
+    with pytest.raises(InputError, match=r"holds no model.safetensors: name another"):
+        unipercept.pipeline("image", model=tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"the training has not finished; go on with it \(--resume\)"):
+        unipercept.pipeline("image", model=tmp_path)
+
+
 def test_the_modality_can_be_forced(recordings):
     with pytest.raises(InputError):
         unipercept.encode(recordings[0], modality="audio")
