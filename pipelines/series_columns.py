@@ -133,10 +133,11 @@ def filled_down(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
     filled: dict[str, Any] = {}
     for name in table.columns[:-1]:
         column, known = table[name], table[name].notna().to_numpy()
-        if pd.api.types.is_float_dtype(column) and (column[known] % 1 == 0).all():
+        if not known[:1].all() or not 2 <= known.sum() <= 0.5 * len(table):
+            break
+        if pd.api.types.is_float_dtype(column) and (column[known] % 1 == 0).all() and column.abs().max() < 2**53:
             column = column.astype("Int64")  # numbers of shops, made decimal by the empty cells
-        is_name = _may_name_series(column, name) or pd.api.types.is_datetime64_any_dtype(column)
-        if not is_name or not known[:1].all() or not 2 <= known.sum() <= 0.5 * len(table):
+        if not _may_name_series(column, name) and not pd.api.types.is_datetime64_any_dtype(column):
             break
         lengths = np.diff(np.flatnonzero(np.append(known, True)))
         if pd.api.types.is_datetime64_any_dtype(column) and (lengths == np.median(lengths)).mean() < 0.8:

@@ -371,12 +371,7 @@ def _of_cells(table: pandas.DataFrame, source: str, notes: list[str]) -> pandas.
     Raises:
         InputError: it has no other columns.
     """
-    nested = [
-        i
-        for i, kind in enumerate(table.dtypes)
-        if kind.kind == "O"
-        and any(isinstance(cell, list | tuple | dict | set | np.ndarray) for cell in table.iloc[:, i].dropna())
-    ]
+    nested = [i for i in range(table.shape[1]) if _is_nested(table.iloc[:, i])]
     if nested:
         names = listed([str(table.columns[i]) for i in nested])
         if len(nested) == table.shape[1]:
@@ -390,6 +385,15 @@ def _of_cells(table: pandas.DataFrame, source: str, notes: list[str]) -> pandas.
         for name in durations:
             table[name] = table[name].dt.total_seconds()
     return table
+
+
+def _is_nested(column: pandas.Series[Any]) -> bool:
+    import pandas as pd
+    import pyarrow
+
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return bool(pyarrow.types.is_nested(column.dtype.pyarrow_dtype))
+    return column.dtype == object and any(isinstance(cell, list | tuple | dict | set | np.ndarray) for cell in column)
 
 
 def _tell_constant(names: list[str], values: NDArray[np.float64], notes: list[str]) -> None:

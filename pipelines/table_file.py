@@ -174,6 +174,8 @@ def _joined(chunks: Iterator[pandas.DataFrame], dialect: Dialect, notes: list[st
     numbers: dict[Any, TextColumn] = {}
     row = 0
     for chunk in chunks:
+        if isinstance(chunk.index, pd.MultiIndex) or not is_numeric_dtype(chunk.index):
+            chunk = chunk.reset_index()  # names or times of the rows, above which the header has no name
         for name in chunk.columns:
             column = chunk[name]
             if name not in times:
@@ -225,7 +227,7 @@ def sniff(path: Path) -> Dialect:
     encoding, text = _decoded(raw)
     if re.match(r'\s*(\{\s*"|\[\s*[\[{])', text):
         raise InputError(f"{path} is JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)")
-    if re.match(r"\s*<[!?a-zA-Z]", text):  # also what many a site exports as .xls
+    if _PAGE.match(text):  # also what many a site exports as .xls
         raise InputError(
             f"{path} is HTML or XML; open it in a spreadsheet program, save it as .xlsx or CSV and give that"
         )
@@ -295,6 +297,9 @@ def _decoded(raw: bytes) -> tuple[str, str]:
     return encoding, raw.decode(encoding, "replace")
 
 
+_PAGE = re.compile(
+    r"(?i)\s*<(?:!|\?xml|(?:html|head|body|meta|table|div|style|workbook)\b)"
+)  # brokers write <DATE>,<TIME>
 _QUOTED_CELL = re.compile(r"""(^|[;,\t|])\s*"(?:[^"]|"")*"(?=\s*(?:[;,\t|]|$))""")
 _OPEN_CELL = re.compile(r"""(?:^|[;,\t|])\s*"(?:[^"]|"")*$""")
 

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 
 from unipercept.errors import InputError
+from unipercept.pipelines import table_file
 from unipercept.pipelines.series_table import grid_of, read_grid
 
 HOURS = pd.date_range("2024-01-01", periods=48, freq="h")
@@ -50,7 +51,9 @@ def test_levels_of_rows_and_columns_are_read_from_a_file_too(tmp_path):
     check(read_grid(tmp_path / "columns.parquet"), ("north/load", "south/load"))
 
 
-def test_names_of_rows_as_r_writes_them_may_be_dates(tmp_path):
+@pytest.mark.parametrize("chunk", [10, 100])
+def test_names_of_rows_as_r_writes_them_may_be_dates(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(table_file, "CHUNK_ROWS", chunk)
     days = pd.date_range("2024-01-01", periods=48)
     rows = "".join(f'"{day:%Y-%m-%d}" {value}\n' for day, value in zip(days, LOAD, strict=True))
     (tmp_path / "table.txt").write_text('"load"\n' + rows, encoding="utf-8")
@@ -62,6 +65,8 @@ def test_lists_and_records_are_left_out_and_said():
     grid = grid_of(frame)
     check(grid)
     assert says(grid, "left out, as lists or records: box, tags")
+    arrow = grid_of(frame.assign(box=pd.Series([[1, 2]] * 48, dtype=pd.ArrowDtype(pa.list_(pa.int64())))))
+    assert says(arrow, "left out, as lists or records: box, tags")
     with pytest.raises(InputError, match="lists or records in all columns"):
         grid_of(frame[["box"]])
 
@@ -156,3 +161,27 @@ def test_blanks_around_the_names_of_columns_do_not_count(tmp_path):
     rows = "".join(f"{time} , {value}\n" for time, value in zip(HOURS, LOAD, strict=True))
     (tmp_path / "table.csv").write_text("time , load \n" + rows, encoding="utf-8")
     check(read_grid(tmp_path / "table.csv", targets=("load",)))
+
+
+@pytest.mark.parametrize(("clock", "start"), [("%H%M%S", 0), ("%H%M", 0), ("%H%M%S", 10), ("%H%M", 10)])
+def test_brokers_files_have_dates_and_times_of_day_as_digits(tmp_path, clock, start):
+    """Each time of day became a series; and columns in angle brackets are no HTML."""
+    times = HOURS[(HOURS.hour >= start) & (HOURS.hour < start + 12)]
+    rows = "".join(f"ABC,60,{t:%Y%m%d},{t:{clock}},{v}\n" for t, v in zip(times, LOAD, strict=False))
+    (tmp_path / "abc.txt").write_text("<TICKER>,<PER>,<DATE>,<TIME>,<CLOSE>\n" + rows, encoding="utf-8")
+    grid = read_grid(tmp_path / "abc.txt", targets=("<CLOSE>",))
+    assert grid.variables == ("<CLOSE>",)
+    assert np.array_equal(grid.values[np.searchsorted(grid.time, times.to_numpy("datetime64[ns]")), 0], LOAD[:24])
+
+
+def test_hours_that_end_at_2400_and_response_times():
+    ends = pd.DataFrame({"date": HOURS.normalize(), "time": [f"{h + 1:02d}00" for h in HOURS.hour], "load": LOAD})
+    check(grid_of(ends), times=HOURS + pd.Timedelta(hours=1))
+    measured = pd.DataFrame({"date": HOURS.normalize(), "response_time": np.arange(48) % 60 + 100, "load": LOAD})
+    assert "response_time" in grid_of(measured).variables
+
+
+def test_a_first_column_of_large_numbers_with_gaps_stays_as_it_is():
+    values = np.where(np.arange(48) % 3 == 0, 1e20, np.nan)
+    grid = grid_of(pd.DataFrame({"id": values, "load": LOAD}))
+    assert "id" in grid.variables
