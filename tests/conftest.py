@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,18 @@ def shared_golden() -> Path:
 def golden_dir() -> Path:
     """The subset of recorded reference arrays that is committed."""
     return REPOSITORY / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def open3d() -> Any:
+    """open3d as the program loads it: by itself it finds only a libusb of the system."""
+    from unipercept.errors import MissingDependencyError
+    from unipercept.pipelines.cloud_files import load_open3d
+
+    try:
+        return load_open3d()
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

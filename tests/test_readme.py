@@ -30,13 +30,12 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory) -> Path:
+def recordings(tmp_path_factory, open3d) -> Path:
     """photo.jpg, speech.wav, chair.ply, load.csv, era5.nc and a tree `recordings/` of copies."""
     image = pytest.importorskip("PIL.Image")
     soundfile = pytest.importorskip("soundfile")
     xarray = pytest.importorskip("xarray")
     pytest.importorskip("netCDF4")
-    pytest.importorskip("open3d")
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     image.fromarray(rng.integers(0, 255, (240, 320, 3), dtype=np.uint8)).save(folder / "photo.jpg")

@@ -34,9 +34,8 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("open3d")
 def test_shapes_repeat_and_bands_of_proportions_do_not_meet():
-    open3d = pytest.importorskip("open3d")
-    assert open3d
     first, again = (labelled_set("shapes3d", "", "test", per_class=2, n_points=256) for _ in range(2))
     assert (len(first), first[3].input.shape) == (20, (256, 3))
     assert np.array_equal(first[3].input, again[3].input)
@@ -48,8 +47,8 @@ def test_shapes_repeat_and_bands_of_proportions_do_not_meet():
     assert not bands["train"] & (bands["test"] | bands["validation"])
 
 
+@pytest.mark.usefixtures("open3d")
 def test_points_spread_evenly_over_a_sphere():
-    pytest.importorskip("open3d")
     vertices, triangles = mesh("sphere", 0.5, 0.5)
     points = sample_surface(vertices, triangles, 20_000, np.random.default_rng(0))
     # Archimedes: on a sphere each coordinate is uniform in [-1, 1], so its mean square is a third.

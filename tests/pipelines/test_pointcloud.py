@@ -18,14 +18,6 @@ MESHES = ["obj", "stl", "off", "ply"]
 TEXT_PLY = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\nelement face 1\nproperty list uchar int vertex_indices\nend_header\n"  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def open3d():
-    pytest.importorskip("open3d")
-    from unipercept.pipelines.cloud_files import load_open3d
-
-    return load_open3d()
-
-
 @pytest.fixture
 def points():
     return np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)

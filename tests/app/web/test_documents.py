@@ -46,8 +46,7 @@ def named(tmp_path, recordings, monkeypatch):
 
 
 @pytest.mark.parametrize("document", ["README.md", pytest.param("docs/app.md", marks=pytest.mark.slow)])
-def test_python_that_asks_a_server_runs(server, named, document):
-    pytest.importorskip("open3d")
+def test_python_that_asks_a_server_runs(open3d, server, named, document):
     (block,) = blocks(document, "python", "gradio_client")
     exec(compile(block.replace(ADDRESS, server.url.rstrip("/")), document, "exec"), {})
 
