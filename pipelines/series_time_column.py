@@ -245,7 +245,7 @@ def _clock_of_digits(text: pandas.Series[Any]) -> NDArray[Any] | None:
     seconds = parts[0] * 3600 + parts[1] * 60 + parts[2]
     if (parts[1] > 59).any() or (parts[2] > 59).any() or (seconds > 24 * 3600).any():
         return None
-    return pd.to_timedelta(seconds, unit="s").to_numpy("timedelta64[ns]")
+    return np.asarray(pd.to_timedelta(seconds, unit="s").to_numpy("timedelta64[ns]"))
 
 
 def _periods_of_day(stamps: NDArray[Any], text: pandas.Series[Any]) -> tuple[int, int, NDArray[Any]] | None:
