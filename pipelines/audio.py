@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from unipercept.devices import on_cpu
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.pipelines.base import PerceptionModel, Pipeline, check_raw
+from unipercept.pipelines.base import PerceptionModel, Pipeline, as_array, check_raw
 from unipercept.pipelines.mel import LOW_HZ, log_mel, mel_centres, n_frames
 from unipercept.pipelines.sound_file import Block, SoundFile, open_sound, resample
 
@@ -133,6 +133,9 @@ class Waveform:
         Raises:
             InputError: another shape, no samples, samples that are not finite, or no positive sample rate.
         """
+        if not isinstance(samples, Tensor):
+            samples = as_array(samples)
+            samples = samples.astype(samples.dtype.newbyteorder("="), copy=False)
         waveform = torch.as_tensor(samples)
         if waveform.ndim == 2 and len(waveform) > max(waveform.shape[1], MAX_CHANNELS):
             raise InputError(
@@ -141,9 +144,7 @@ class Waveform:
         if waveform.ndim == 2:
             waveform = _to_float(waveform).mean(dim=0)
         if waveform.ndim != 1 or not waveform.numel() or waveform.is_complex() or waveform.dtype == torch.bool:
-            raise InputError(
-                f"sound must be N or channels x N real samples, got {tuple(torch.as_tensor(samples).shape)}"
-            )
+            raise InputError(f"sound must be N or channels x N real samples, got {tuple(samples.shape)}")
         if not sample_rate >= 1:  # NaN too
             raise InputError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
         waveform = _to_float(waveform)

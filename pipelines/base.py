@@ -256,7 +256,10 @@ def no_head_message(model: str, modality: str) -> str:
 
 
 def as_array(values: Any) -> NDArray[Any]:
-    """Numbers in memory as an array: of an array, a list, or a tensor of any device and type."""
+    """Numbers in memory as an array: of an array (what its mask hides is NaN), a list, or a tensor of any type."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        filled: NDArray[Any] = np.ma.filled(values.astype(np.float64), np.nan)
+        return filled
     if not isinstance(values, Tensor):
         return np.asarray(values)
     tensor = values.detach().cpu()

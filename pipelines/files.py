@@ -54,13 +54,17 @@ def path_text(path: object) -> str:
     """A path as text.
 
     Raises:
+        InputError: it is empty: Path would take it for the folder that we are in.
         TypeError: it is none.
     """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"expected the path of a file, got {type(path).__name__}; save what is in memory to a file first"
+            f"expected the path of a file, got {type(path).__name__}; save what is in memory to a file first, or embed it: "
+            "pipe.embed(Picture.from_image(image)), and so on with from_array of Waveform, Clip and Cloud"
         )
-    return os.fsdecode(path)
+    if not (text := os.fsdecode(path)):
+        raise InputError("a file name is empty; give the path of a file (a variable of the shell that is not set?)")
+    return text
 
 
 def open_error(path: str | Path, expected: str, error: object) -> InputError:

@@ -24,8 +24,8 @@ from unipercept.pipelines.base import as_array
 from unipercept.pipelines.files import check_file, open_error
 
 ORIENTATION_TAG = 0x0112  # EXIF and TIFF
-BITS_TAG, PHOTOMETRIC_TAG, SAMPLE_FORMAT_TAG = 258, 262, 339  # TIFF
-WHITE_IS_ZERO, UNSIGNED = 0, 1
+BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG, SAMPLE_FORMAT_TAG = 258, 262, 284, 339  # TIFF
+WHITE_IS_ZERO, UNSIGNED, SEPARATE_PLANES = 0, 1, 2
 UPRIGHT = {  # EXIF orientation to what undoes it; those from FIRST_QUARTER_TURN on swap width and height
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -170,6 +170,7 @@ def _settle(image: Image.Image, metadata: dict[str, Any], background: tuple[int,
         if image.format == "JPEG" and width * height > DRAFT_PIXELS and "draft_size" in metadata:
             image.draft(None, (metadata["draft_size"], metadata["draft_size"]))
             metadata["decoded_size"] = list(image.size)
+        _check_planes(image, metadata["source"])
         image.load()
         orientation = _orientation(image, metadata)  # TIFF turned itself upright in load(), and now says 1
         planes = tuple(
@@ -186,6 +187,17 @@ def _settle(image: Image.Image, metadata: dict[str, Any], background: tuple[int,
     elif orientation >= FIRST_QUARTER_TURN:
         width, height = height, width
     return Picture(planes, width, height, metadata)
+
+
+def _check_planes(image: Image.Image, source: str) -> None:
+    """Refuse what Pillow reads wrongly: uncompressed planes of 16 bits, of which it takes every byte for a pixel."""
+    tags = getattr(image, "tag_v2", {})
+    codecs = {str(tile[0]) for tile in getattr(image, "tile", [])}
+    if tags.get(PLANAR_TAG) == SEPARATE_PLANES and max(tags.get(BITS_TAG, (1,))) > 8 and codecs == {"raw"}:
+        raise InputError(
+            f"{source or 'the picture'} holds {max(tags[BITS_TAG])}-bit colours in separate planes, which Pillow misreads; "
+            "save it with interleaved colours, or as PNG"
+        )
 
 
 def _orientation(image: Image.Image, metadata: dict[str, Any]) -> int:

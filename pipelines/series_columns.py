@@ -124,6 +124,37 @@ def _are_even(times: NDArray[Any], codes: NDArray[np.int64]) -> bool:
     return even >= 0.9 * len(times)
 
 
+def filled_down(table: pandas.DataFrame, notes: list[str]) -> pandas.DataFrame:
+    """The table with its first columns filled downwards, where they hold a name or a time only in the first row that it
+    is for, as merged cells do and the outlines of pivot tables.
+    """
+    import pandas as pd
+
+    filled: dict[str, Any] = {}
+    for name in table.columns[:-1]:
+        column, known = table[name], table[name].notna().to_numpy()
+        if not known[:1].all() or not 2 <= known.sum() <= 0.5 * len(table):
+            break
+        if pd.api.types.is_float_dtype(column) and (column[known] % 1 == 0).all() and column.abs().max() < 2**53:
+            column = column.astype("Int64")  # numbers of shops, made decimal by the empty cells
+        if not _may_name_series(column, name) and not pd.api.types.is_datetime64_any_dtype(column):
+            break
+        lengths = np.diff(np.flatnonzero(np.append(known, True)))
+        if pd.api.types.is_datetime64_any_dtype(column) and (lengths == np.median(lengths)).mean() < 0.8:
+            break  # times that are missing here and there
+        filled[name] = column.ffill()
+    if not filled:
+        return table
+    key = table.columns[len(filled)]  # tells the rows of a block apart
+    if pd.DataFrame({**filled, key: table[key]}).duplicated().mean() > 0.01:
+        return table
+    notes.append(f"empty cells hold the value above them: {listed([str(name) for name in filled])}")
+    table = table.copy(deep=False)
+    for name, column in filled.items():
+        table[name] = column
+    return table
+
+
 def _taken(table: pandas.DataFrame, names: list[Any], notes: list[str]) -> tuple[Any, pandas.DataFrame]:
     column = table[names[0]]
     if len(names) > 1:

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from unipercept.errors import InputError, counted
+from unipercept.errors import InputError, counted, one_line
+from unipercept.pipelines.base import as_array
 from unipercept.pipelines.series_clock import Step
 from unipercept.pipelines.series_columns import (
     MAX_COLUMNS,
     drop_sentinels,
+    filled_down,
     find_series,
     numeric,
     pivoted,
@@ -137,7 +140,7 @@ def read_grid(
 ) -> SeriesGrid:
     """Read a table file as `grid_of` does."""
     frame, notes = read_frame(path)
-    return _grid(frame, str(path), notes, time, targets, series, known, static)
+    return _grid(_flat(frame), str(path), notes, time, targets, series, known, static)
 
 
 def grid_of(
@@ -167,17 +170,22 @@ def grid_of(
     Raises:
         InputError: fewer than two rows, no numbers, times that are ambiguous or mostly missing.
     """
-    return _grid(_frame_of(table), source, [], time, targets, series, known, static)
+    notes: list[str] = []
+    return _grid(_frame_of(table, notes), source, notes, time, targets, series, known, static)
 
 
-def _frame_of(table: Any) -> pandas.DataFrame:
+def _frame_of(table: Any, notes: list[str]) -> pandas.DataFrame:
     import pandas as pd
 
     if isinstance(table, pd.DataFrame):
         return _flat(table)
     if isinstance(table, pd.Series):
         return _flat(table.to_frame("value" if table.name is None else table.name))
+    if isinstance(table, Tensor):
+        table = as_array(table)
     if isinstance(table, np.ndarray):
+        if table.dtype.names:
+            return _flat(pd.DataFrame(table))
         if table.ndim not in (1, 2) or table.dtype.kind not in "fiu":
             raise InputError(
                 f"expected an array of real numbers, steps x variables, got {table.dtype} of shape {table.shape}"
@@ -186,12 +194,17 @@ def _frame_of(table: Any) -> pandas.DataFrame:
         names = ["value"] if columns.shape[1] == 1 else [f"column_{i}" for i in range(columns.shape[1])]
         return pd.DataFrame(columns, columns=names)
     if hasattr(table, "dims") and hasattr(table, "coords"):
-        return _flat(_frame_of_xarray(table))
+        return _flat(_frame_of_xarray(table, notes))
     if hasattr(table, "to_pandas"):  # polars, Arrow
-        return _frame_of(table.to_pandas())
+        try:
+            return _frame_of(table.to_pandas(), notes)
+        except (TypeError, ValueError, NotImplementedError) as error:  # a type of column that Arrow lacks
+            raise InputError(
+                f"the {type(table).__name__} does not convert to pandas: {one_line(error, 200)}"
+            ) from error
     raise InputError(
-        "expected a path, a pandas, polars or Arrow table, a Series, an xarray object or a NumPy array, "
-        f"got {type(table).__name__}"
+        "expected a path, a pandas, polars or Arrow table, a Series, an xarray object, a NumPy array or a tensor, "
+        f"got {type(table).__module__.partition('.')[0]}.{type(table).__name__}"
     )
 
 
@@ -255,33 +268,47 @@ def _told_apart(names: list[Any]) -> list[Any]:
     return told
 
 
-def _frame_of_xarray(table: Any) -> pandas.DataFrame:
-    """Time stays the rows; every other dimension becomes columns."""
+def _frame_of_xarray(table: Any, notes: list[str]) -> pandas.DataFrame:
+    """Time stays the rows; every other dimension becomes columns. Arrays without that dimension are left out."""
     import pandas as pd
 
     arrays = {"": table} if hasattr(table, "values") and not hasattr(table, "data_vars") else dict(table.data_vars)
+    arrays = {name: array for name, array in arrays.items() if array.dims and array.dtype.kind in "biufm"}
+    clocks = [clock for array in arrays.values() if (clock := _clock_of(array)) is not None]
+    if not arrays:
+        raise InputError("the xarray object holds no numbers along a dimension")
+    first = next(iter(arrays.values()))
+    rows, index = clocks[0] if clocks else (first.dims[0], first[first.dims[0]].to_index())
     columns: dict[str, Any] = {}
-    index: Any = None
+    left = []
     for name, array in arrays.items():
-        rows = next(
-            (d for d in array.dims if hasattr(array.indexes.get(d), "year")),  # times, of pandas or of another calendar
-            array.dims[0] if array.dims else None,
-        )
-        if rows is None or not np.issubdtype(array.dtype, np.number):
+        if rows not in array.dims:
+            left.append(str(name))
             continue
-        index = array[rows].to_index() if index is None else index
         flat = array.transpose(rows, ...)
         label = str(name or array.name or "value")
-        values = np.asarray(flat.values, np.float64).reshape(flat.shape[0], -1)
+        values = np.asarray(flat.values if array.dtype.kind == "m" else flat.values.astype(np.float64))
+        values = values.reshape(flat.shape[0], -1)
         if flat.ndim == 1:
             columns[label] = values[:, 0]
             continue
         others = pd.MultiIndex.from_product([flat[d].values for d in flat.dims[1:]])
         for i, place in enumerate(others):
             columns["/".join(([label] if name or array.name else []) + [str(part) for part in place])] = values[:, i]
-    if index is None:
-        raise InputError("the xarray object holds no numbers along a dimension")
+    if left:
+        notes.append(f"left out, as without dimension {str(rows)!r}: {listed(left)}")
     return pd.DataFrame(columns, index=index)
+
+
+def _clock_of(array: Any) -> tuple[Any, Any] | None:
+    """The dimension of an xarray array that times lie along, and these times, of pandas or of another calendar."""
+    for d in array.dims:
+        if hasattr(array.indexes.get(d), "year"):
+            return d, array.indexes[d]
+    for coordinate in array.coords.values():  # times beside a numbered dimension
+        if coordinate.dims in [(d,) for d in array.dims] and coordinate.dtype.kind == "M":
+            return coordinate.dims[0], coordinate.to_index()
+    return None
 
 
 def _grid(
@@ -294,7 +321,7 @@ def _grid(
     known: tuple[str, ...],
     static: tuple[str, ...],
 ) -> SeriesGrid:
-    table = upright(table, notes)
+    table = upright(filled_down(_of_cells(table, source, notes), notes), notes)
     if len(table) < 2:
         raise InputError(f"{source} has {len(table)} row{'s' * (len(table) != 1)} of data; a series needs at least 2")
     if table.shape[1] > MAX_COLUMNS:
@@ -336,6 +363,37 @@ def _grid(
     return SeriesGrid(
         values, grid, step, tuple(numbers), source, tuple(notes), layout, told, owner, attributes, static_names, in_utc
     )
+
+
+def _of_cells(table: pandas.DataFrame, source: str, notes: list[str]) -> pandas.DataFrame:
+    """The table without columns of lists and records, durations in seconds.
+
+    Raises:
+        InputError: it has no other columns.
+    """
+    nested = [i for i in range(table.shape[1]) if _is_nested(table.iloc[:, i])]
+    if nested:
+        names = listed([str(table.columns[i]) for i in nested])
+        if len(nested) == table.shape[1]:
+            raise InputError(f"{source} has lists or records in all columns ({names}); give each number a column")
+        notes.append(f"left out, as lists or records: {names}")
+        table = table.iloc[:, [i for i in range(table.shape[1]) if i not in nested]]
+    durations = [name for name, kind in table.dtypes.items() if kind.kind == "m"]
+    if durations:
+        notes.append(f"durations are in seconds: {listed([str(name) for name in durations])}")
+        table = table.copy(deep=False)
+        for name in durations:
+            table[name] = table[name].dt.total_seconds()
+    return table
+
+
+def _is_nested(column: pandas.Series[Any]) -> bool:
+    import pandas as pd
+    import pyarrow
+
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return bool(pyarrow.types.is_nested(column.dtype.pyarrow_dtype))
+    return column.dtype == object and any(isinstance(cell, list | tuple | dict | set | np.ndarray) for cell in column)
 
 
 def _tell_constant(names: list[str], values: NDArray[np.float64], notes: list[str]) -> None:

@@ -44,6 +44,11 @@ PART_WORDS = {
     "second": ("second",),
 }  # fmt: skip
 PERIOD_WORDS = r"(?i)hour|hr|^he$|stunde|heure|hora|uur|period|interval|slot|time"  # columns that count a day's parts
+# Names of columns that may hold 93000 for half past nine: no more words, since a response time is a measurement.
+CLOCK_WORDS = (
+    r"(?i)^(?=.*\w)\W*(?:(?:local|utc|gmt|start|trade|bar)?[ _]?time(?:[ _]?of[ _]?day)?|clock|(?:uhr)?zeit|heure|hora|hour|hr)?"
+    r"\W*(?:utc|gmt|local|lst|hhmm(?:ss)?)?\W*$"
+)
 PERIODS_OF_DAY = (24, 48, 96, 144, 288, 1440)
 
 
@@ -216,12 +221,31 @@ def _with_clock_column(
             clock = pd.to_timedelta(full, errors="coerce").to_numpy("timedelta64[ns]")
             notes.append(f"time of day from column {str(name)!r}")
             return stamps + clock, table.drop(columns=[name])
+        if re.search(CLOCK_WORDS, str(name)) and (clock := _clock_of_digits(text)) is not None:
+            notes.append(f"time of day from column {str(name)!r}, as hours, minutes and seconds without signs between")
+            return stamps + clock, table.drop(columns=[name])
         if re.search(PERIOD_WORDS, str(name)) and (period := _periods_of_day(stamps, text)) is not None:
             first, length, clock = period
             start = f", {first} begins at 00:00" if first else ""
             notes.append(f"time of day from column {str(name)!r}, which counts steps of {length} minutes{start}")
             return stamps + clock, table.drop(columns=[name])
     return stamps, table
+
+
+def _clock_of_digits(text: pandas.Series[Any]) -> NDArray[Any] | None:
+    """Times of day written HHMMSS or HHMM, perhaps without the zeros in front; None where some are none."""
+    import pandas as pd
+
+    digits = text.str.extract(r"^(\d{1,6})(?:\.0+)?$")[0]
+    length = digits.str.len().max()
+    if digits.isna().any() or digits.nunique() < 2 or length < 3:
+        return None
+    padded = digits.str.zfill(6 if length > 4 else 4).str.ljust(6, "0")
+    parts = [padded.str[i : i + 2].astype(int) for i in (0, 2, 4)]
+    seconds = parts[0] * 3600 + parts[1] * 60 + parts[2]
+    if (parts[1] > 59).any() or (parts[2] > 59).any() or (seconds > 24 * 3600).any():
+        return None
+    return np.asarray(pd.to_timedelta(seconds, unit="s").to_numpy("timedelta64[ns]"))
 
 
 def _periods_of_day(stamps: NDArray[Any], text: pandas.Series[Any]) -> tuple[int, int, NDArray[Any]] | None:

@@ -94,6 +94,11 @@ def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
             return pd.read_parquet(file)  # not by its name, which pyarrow takes in UTF-8 alone
     if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
         return pd.read_feather(path)
+    if head[:4] == b"\xff\xff\xff\xff":
+        import pyarrow
+
+        with path.open("rb") as file:  # Arrow's stream, as the library of Hugging Face keeps its data sets
+            return pyarrow.ipc.open_stream(file).read_all().to_pandas()
     if head[:4] == b"\xd0\xcf\x11\xe0":
         raise InputError(f"{path} is an old Excel workbook; save it as .xlsx or CSV and give that")
     if head[:4] == b"PK\x03\x04":
@@ -108,11 +113,6 @@ def _read(path: Path, notes: list[str]) -> pandas.DataFrame:
 def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
     import pandas as pd
 
-    with path.open("rb") as file:
-        if re.match(rb'\s*(\{\s*"|\[\s*[\[{])', file.read(1 << 10)):
-            raise InputError(
-                f"{path} is JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)"
-            )
     dialect = sniff(path)
     if dialect.encoding not in ("utf-8-sig", "cp1252"):
         notes.append(f"text in {dialect.encoding.upper()}")
@@ -147,8 +147,11 @@ def _read_csv(path: Path, notes: list[str]) -> pandas.DataFrame:
 
 
 def _on_one_line(names: list[Any]) -> list[Any]:
-    """Column names without line ends, unless two would become the same."""
-    folded = [" ".join(name.split()) if isinstance(name, str) and not name.isprintable() else name for name in names]
+    """Column names without line ends and blanks around them, unless two would become the same."""
+    folded = [
+        (name.strip() if name.isprintable() else " ".join(name.split())) if isinstance(name, str) else name
+        for name in names
+    ]
     return folded if len(set(folded)) == len(set(names)) else names
 
 
@@ -171,6 +174,8 @@ def _joined(chunks: Iterator[pandas.DataFrame], dialect: Dialect, notes: list[st
     numbers: dict[Any, TextColumn] = {}
     row = 0
     for chunk in chunks:
+        if isinstance(chunk.index, pd.MultiIndex) or not is_numeric_dtype(chunk.index):
+            chunk = chunk.reset_index()  # names or times of the rows, above which the header has no name
         for name in chunk.columns:
             column = chunk[name]
             if name not in times:
@@ -220,6 +225,12 @@ def sniff(path: Path) -> Dialect:
     with openers[compression](path, "rb") as file:
         raw: bytes = file.read(SNIFFED_BYTES)
     encoding, text = _decoded(raw)
+    if re.match(r'\s*(\{\s*"|\[\s*[\[{])', text):
+        raise InputError(f"{path} is JSON; write the table as CSV, for example by pandas.read_json(...).to_csv(...)")
+    if _PAGE.match(text):  # also what many a site exports as .xls
+        raise InputError(
+            f"{path} is HTML or XML; open it in a spreadsheet program, save it as .xlsx or CSV and give that"
+        )
     lines = text.splitlines()
     if len(raw) == SNIFFED_BYTES and len(lines) > 1:
         lines.pop()  # cut in the middle
@@ -286,6 +297,9 @@ def _decoded(raw: bytes) -> tuple[str, str]:
     return encoding, raw.decode(encoding, "replace")
 
 
+_PAGE = re.compile(
+    r"(?i)\s*<(?:!|\?xml|(?:html|head|body|meta|table|div|style|workbook)\b)"
+)  # brokers write <DATE>,<TIME>
 _QUOTED_CELL = re.compile(r"""(^|[;,\t|])\s*"(?:[^"]|"")*"(?=\s*(?:[;,\t|]|$))""")
 _OPEN_CELL = re.compile(r"""(?:^|[;,\t|])\s*"(?:[^"]|"")*$""")
 

@@ -28,6 +28,7 @@ DECODED_SHORT_SIDE = 256  # frames are scaled to it while decoding: what a 224 m
 MAX_PIXEL_ASPECT = 4.0  # pixels longer than that are a damaged header; anamorphic film has 2
 ASSUMED_FRAME_RATE = 25.0  # of a stream that gives neither times nor a rate, as FFmpeg assumes
 HALF_TICK_SECONDS = 5e-5  # presentation times are rounded to the container's tick, 1/1000 s or finer
+LOST_SECONDS, LOST_SHARE = 0.5, 0.1  # more than both of a video without frames at its end: it is damaged
 SEEK_SECONDS = 4.0  # a jump ahead of more than this is sought, a shorter one decoded through
 SEEK_MARGINS = (
     0.0,
@@ -54,7 +55,7 @@ class VideoReader(Protocol):
         """The frame shown at each time (seconds, rising), HxWx3. Near the end the last readable frame is repeated.
 
         Raises:
-            InputError: no frame can be decoded.
+            InputError: no frame can be decoded, or none for a tenth of the video at its end.
         """
 
     def close(self) -> None:
@@ -145,11 +146,24 @@ class PyAVReader:
                     break
             self._position = decoded, shown, following  # the next segment goes on from here
         except (self._av.FFmpegError, ValueError) as error:
+            following = None
             if not found:
                 raise open_error(self._path, EXPECTED, error) from error
-        if not found:
+        if not found or shown is None:
             raise InputError(f"{self._path} holds no frame that can be decoded; it may have been cut short")
+        if following is None:
+            self._check_reaches(times[-1], shown)
         return found + [found[-1]] * (len(times) - len(found))
+
+    def _check_reaches(self, time: float, last: TimedFrame) -> None:
+        """The last frame that could be decoded is shown until `time`: where that is long, most of it is lost."""
+        frame = last[1]
+        own = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        end = last[0] + max(own, 1 / (self.frame_rate or ASSUMED_FRAME_RATE))
+        if time > end + max(LOST_SECONDS, LOST_SHARE * self.duration):
+            raise InputError(
+                f"{self._path} is damaged or was cut short: of {self.duration:.1f} s, none can be decoded after {end:.1f} s"
+            )
 
     def close(self) -> None:
         self._container.close()
@@ -216,7 +230,11 @@ class PyAVReader:
         is_whole, count = not after_seek, 0
         for packet in self._container.demux(self._stream):
             is_whole = is_whole or packet.is_keyframe
-            for frame in packet.decode() if is_whole else ():
+            try:
+                frames = packet.decode() if is_whole else ()
+            except self._av.error.InvalidDataError:  # as players do, go on with the next
+                continue
+            for frame in frames:
                 if after_seek and frame.is_corrupt:
                     continue
                 yield self._time(frame, count), frame

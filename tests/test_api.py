@@ -1,5 +1,7 @@
 """The Python front door."""
 
+from os import PathLike
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,15 @@ def test_paths_may_come_from_any_loop(recordings, tmp_path):
     assert unipercept.perceive(iter(())) == []
 
 
+def test_any_object_that_names_a_path_is_one(recordings):
+    class Named(PathLike):
+        def __fspath__(self):
+            return str(recordings[0])
+
+    assert isinstance(unipercept.encode(Named()), Embedding)  # a list of one before
+    assert isinstance(unipercept.perceive(Named()), Labels)
+
+
 def test_a_model_may_be_given_as_a_path(recordings, tmp_path):
     path = tmp_path / "model.safetensors"
     network = seed_weights(build_backbone("unireplknet_a", num_classes=2))
@@ -163,6 +174,14 @@ def test_what_cannot_be_used_is_refused(recordings, tmp_path):
         unipercept.pipeline("image", model="resnet50")
     with pytest.raises(InputError, match="batch_size"):
         unipercept.encode(recordings[0], batch_size=0)
+
+
+def test_a_folder_without_a_model_is_not_a_model_misspelt(tmp_path):
+    with pytest.raises(InputError, match=r"holds no model.safetensors: name another"):
+        unipercept.pipeline("image", model=tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"the training has not finished; go on with it \(--resume\)"):
+        unipercept.pipeline("image", model=tmp_path)
 
 
 def test_the_modality_can_be_forced(recordings):

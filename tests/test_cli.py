@@ -183,6 +183,27 @@ def test_models_lists_all_and_shows_one(run):
     assert json.loads(said)["n_classes"] == 1000
 
 
+@pytest.mark.parametrize(("width", "left"), [(80, 4), (120, 2), (300, 0)])
+def test_the_table_of_models_fits_the_terminal(run, monkeypatch, width, left):
+    """At 80 columns every cell was cut in the middle."""
+    from rich.console import Console
+
+    from unipercept.model_cards import MODELS
+
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    status, said, _ = run("models")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()
+    assert (status, max(map(len, lines)) <= width) == (0, True)
+    names = [line.split(" ")[0] for line in lines]
+    assert set(MODELS) <= set(names)
+    said_of_t = lines[names.index("unireplknet_t.in1k_224")]
+    assert all(word in said_of_t for word in ("1000 classes", "83.21% top-1"))
+    assert len(re.findall(r"Not shown in \d+ columns: (.*)", said) or []) == bool(left)
+    assert "".join(re.findall(r"columns: (.*)", said)).count(",") == max(0, left - 1)
+
+
 def test_convert_folds_a_checkpoint(run, tmp_path):
     network = seed_weights(build_backbone("unireplknet_a", num_classes=3)).eval()
     torch.save(network.state_dict(), tmp_path / "a.pth")

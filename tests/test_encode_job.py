@@ -107,6 +107,20 @@ def test_the_output_is_one_table_in_the_order_of_the_files(model, tmp_path):
     assert str(pq.read_schema(tmp_path / "v.parquet" / "part-00000.parquet").field("vector").type).startswith("fixed_size_list")  # fmt: skip
 
 
+def test_vectors_of_an_earlier_job_are_no_recordings(model, tmp_path):
+    tree = make_tree(tmp_path / "tree")
+    encode_files([tree], tree / "a.parquet")
+    assert encode_files([tree], tree / "b" / "b.parquet").n_files == 10  # 13 with its parts and records before
+    pd.DataFrame({"x": [1.0, 2.0]}).to_parquet(tree / "table.parquet")
+    assert len(list_inputs([tree])) == 11
+
+
+def test_an_empty_name_is_not_the_folder_that_we_are_in(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(make_tree(tmp_path / "tree"))
+    with pytest.raises(InputError, match="a file name is empty"):
+        encode_files([""], tmp_path / "v.parquet")
+
+
 def test_maps_of_one_shape_share_batches_across_files(model, tmp_path):
     tree = make_tree(tmp_path / "tree")
     encode_chunk(list_inputs([tree]), EncodeSettings(batch_size=4))

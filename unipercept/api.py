@@ -7,6 +7,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, overload
 
@@ -148,8 +149,8 @@ def perceive(
         NoTrainedHeadError: the model has no trained head for this modality.
         InputError: a file cannot be used; the message says which and why.
     """
-    if isinstance(path, str | Path):
-        return perceive([path], modality=modality, model=model, device=device, on_progress=on_progress)[0]
+    if isinstance(path, str | PathLike):
+        return perceive([fspath(path)], modality=modality, model=model, device=device, on_progress=on_progress)[0]
     results: list[Labels | Anomalies] = []
     for _, result in perceive_files(path, modality=modality, model=model, device=device, on_progress=on_progress):
         if isinstance(result, UniperceptError):
@@ -227,8 +228,8 @@ def encode(
     Raises:
         InputError: a file cannot be used; the message says which and why.
     """
-    if isinstance(path, str | Path):
-        return encode([path], modality=modality, model=model, device=device, batch_size=batch_size)[0]
+    if isinstance(path, str | PathLike):
+        return encode([fspath(path)], modality=modality, model=model, device=device, batch_size=batch_size)[0]
     settings = EncodeSettings(check_model_name(model), modality, device, batch_size)
     return [_embedding(outcome) for outcome in encode_chunk([path_text(one) for one in _listed(path)], settings)]
 

@@ -11,6 +11,8 @@ import typer
 from unipercept.cli_parts import MISTAKE, SOME_FAILED, Json
 
 PANEL = "Models and this machine"
+MODEL_COLUMNS = ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here")
+WRAPPED = {"trained on": 22, "metric": 20}  # columns of that table that may be cut into lines of so many letters
 
 app = typer.Typer()
 
@@ -37,9 +39,7 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("model", "vector", "parameters", "head", "trained on", "metric", "data licence", "here"):
-        table.add_column(column, no_wrap=column != "trained on", overflow="fold")
+    rows = []
     for card in cards:
         head = f"{card.n_classes} classes" if card.head_modality else "its tasks'" if card.name == UNIVERSAL else "none"
         here = "yes" if is_cached(card) else "download"
@@ -47,11 +47,32 @@ def models(
         if card.name.partition(".")[0] == UNIVERSAL:  # licences of six sets, and of the whole the figures of its tasks
             metric, licence = ("of its tasks" if card.name == UNIVERSAL else metric), "on the card"
         trained_on = f"{card.task}, jointly with the others" if card.task else card.trained_on
-        table.add_row(card.name, str(card.dim), f"{card.millions:g} M", head, trained_on, metric, licence, here)
+        rows.append((card.name, str(card.dim), f"{card.millions:g} M", head, trained_on, metric, licence, here))
     console = Console()
     console.width = console.width if console.is_terminal else 160  # a pipe has no width
+    shown = _columns_that_fit([MODEL_COLUMNS, *rows], console.width)
+    table = Table(box=None, pad_edge=False)
+    for i in shown:
+        table.add_column(MODEL_COLUMNS[i], no_wrap=MODEL_COLUMNS[i] not in WRAPPED, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[i] for i in shown))
     console.print(table)
+    if len(shown) < len(MODEL_COLUMNS):
+        left = ", ".join(name for i, name in enumerate(MODEL_COLUMNS) if i not in shown)
+        console.print(f"\nNot shown in {console.width} columns: {left}", highlight=False)
     console.print("\nA checkpoint file (.safetensors, .pth) is a model too: -m path/to/file", highlight=False)
+
+
+def _columns_that_fit(rows: list[tuple[str, ...]], width: int) -> list[int]:
+    """Which columns of the table of models a terminal has room for: all, or without those that matter least."""
+    wide = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    wide = [min(n, WRAPPED.get(name, n)) for name, n in zip(MODEL_COLUMNS, wide, strict=True)]
+    shown = list(range(len(MODEL_COLUMNS)))
+    for name in ("data licence", "vector", "trained on", "parameters"):
+        if sum(wide[i] for i in shown) + 2 * (len(shown) - 1) <= width:
+            break
+        shown.remove(MODEL_COLUMNS.index(name))
+    return shown
 
 
 @app.command(

@@ -45,7 +45,7 @@ OPTIONAL = (
     ("zarr", ("zarr",), "weather", "Zarr"),
     ("dask", ("dask",), "weather", "weather files larger than memory"),
     ("cfgrib", ("cfgrib",), "weather", "GRIB"),
-    ("gradio", ("gradio",), "app", "the web demo, and sample inputs of the offline one"),
+    ("gradio", ("gradio",), "app", "web demo, and no sample inputs of the offline one"),
     ("plotly", ("plotly",), "app", "charts of the web demo"),
     ("tensorboard", ("tensorboard",), "train", "training curves in TensorBoard"),
     ("onnxruntime", ("onnxruntime",), "onnx", "released weather models"),

@@ -26,7 +26,7 @@ from unipercept.encode_chunk import EncodedFile, EncodeSettings, FailedFile, con
 from unipercept.errors import InputError, as_text, counted
 from unipercept.model_cards import fingerprint, model_card
 from unipercept.pipelines.detect import is_zarr
-from unipercept.pipelines.files import check_is_name
+from unipercept.pipelines.files import check_is_name, path_text
 from unipercept.processors import n_processors
 
 if TYPE_CHECKING:
@@ -125,14 +125,15 @@ def encode_files(
 
 
 def list_inputs(inputs: Sequence[str | Path], *, skip: Path | None = None) -> list[str]:
-    """All files of `inputs`, each once: in the order given, folders searched in the order of their names.
+    """All files of `inputs`, each once: in the order given, folders searched in the order of their names. Vectors that
+    an earlier job wrote are no recordings.
 
     Raises:
         InputError: an input does not exist, or there is no file in any of them.
     """
     found: dict[str, None] = {}
     for given in inputs:
-        path = Path(given)
+        path = Path(path_text(given))
         if _is_searched(path):
             found.update(dict.fromkeys(_walk(path, skip.resolve() if skip else None, frozenset())))
         elif path.exists() or path.is_symlink() or len(inputs) > 1:  # one of many that is missing is listed as failed
@@ -149,6 +150,8 @@ def _walk(folder: Path, skip: Path | None, parents: frozenset[tuple[int, int]]) 
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in parents or folder.resolve() == skip:  # a link back to a folder that we are in
+        return
+    if folder.suffix == ".parquet" and (folder / JOB_FILE).exists():
         return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

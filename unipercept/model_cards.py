@@ -131,6 +131,13 @@ def model_card(name: str) -> ModelCard:
         if not path.is_file():
             raise InputError(f"there is no checkpoint {name}; check the spelling")
         return _checkpoint_card(str(path), path.stat().st_mtime_ns)
+    if name and path.is_dir():
+        why = (
+            "the training has not finished; go on with it (--resume)"
+            if (path / "run.json").is_file()
+            else "name another"
+        )
+        raise InputError(f"the folder {name} holds no model.safetensors: {why}")
     close = get_close_matches(name, MODELS, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     raise InputError(

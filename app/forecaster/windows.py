@@ -8,6 +8,7 @@ Shapes: T input times, N steps, V channels, H rows, W columns.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import shutil
@@ -209,18 +210,36 @@ def _shared_file(path: Path, shape: tuple[int, ...], processes: Processes) -> Te
         InputError: the disk has no room for it.
     """
     n_bytes = 4 * math.prod(shape)
-    if n_bytes > shutil.disk_usage(path.parent).free:
-        raise InputError(f"{path.parent} has no room for {n_bytes / 1e9:.0f} GB of forecasts to start from; make some")
     path = path.with_name(f"{path.name}-{os.environ.get('GROUP_RANK', '0')}")  # machines may share the folder
     makes_it = _on_this_machine(processes)[0] == 0
     if makes_it:
-        np.memmap(path, np.float32, "w+", shape=shape)
+        _allocate(path, n_bytes)
     processes.wait()
+    if not path.exists():
+        raise InputError(f"{path.parent} has no room for {n_bytes / 1e9:.1f} GB of forecasts to start from; make some")
     states = torch.from_numpy(np.memmap(path, np.float32, "r+", shape=shape))
     processes.wait()
     if makes_it:
         path.unlink()
     return states
+
+
+def _allocate(path: Path, n_bytes: int) -> None:
+    """A file of so many bytes, all of them on the disk: one with holes would end the process by SIGBUS where the disk
+    fills up later. There is none where the disk has no room.
+    """
+    try:
+        with path.open("wb") as file:
+            if n_bytes > shutil.disk_usage(path.parent).free:
+                raise OSError(errno.ENOSPC, "no room")
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            else:
+                file.truncate(n_bytes)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def _on_this_machine(processes: Processes) -> tuple[int, int]:

@@ -16,9 +16,9 @@ from unipercept.model_cards import model_card
 
 
 @pytest.fixture(scope="module")
-def generated_inputs(tmp_path_factory):
+def generated_inputs(tmp_path_factory, open3d):
     """One generated recording of every modality, and a picture that is none."""
-    for library in ("soundfile", "av", "open3d", "xarray", "netCDF4", "pandas"):
+    for library in ("soundfile", "av", "xarray", "netCDF4", "pandas"):
         pytest.importorskip(library)
     folder = tmp_path_factory.mktemp("inputs")
     items = [

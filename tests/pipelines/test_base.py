@@ -1,13 +1,17 @@
 """What every pipeline inherits: pooling over pieces, and plain words where no head is trained."""
 
+import numpy as np
 import pytest
 import torch
 
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError
 from unipercept.pipelines import PIPELINES, pipeline_class
+from unipercept.pipelines.audio import Waveform
 from unipercept.pipelines.base import Pipeline, pool_vector
 from unipercept.pipelines.files import check_file
+from unipercept.pipelines.picture import Picture
+from unipercept.pipelines.pointcloud import Cloud
 from unipercept.results import ModelOutput
 
 
@@ -129,3 +133,27 @@ def test_what_read_did_not_give_is_not_embedded(modality):
 def test_an_unknown_modality_is_named():
     with pytest.raises(InputError, match="got 'smell'"):
         pipeline_class("smell")
+
+
+def test_what_a_mask_hides_is_missing():
+    """The hidden values, such as -9999 of a raster, were taken for measurements."""
+    values = np.random.default_rng(0).random((30, 3))
+    hidden = np.ma.masked_array(
+        np.where(np.arange(30)[:, None] == 4, -9999.0, values), np.arange(30)[:, None] == [4] * 3
+    )
+    points = Cloud.from_array(hidden).points
+    assert np.allclose(points, np.delete(values, 4, axis=0))
+    for make in (Picture.from_array, lambda masked: Waveform.from_array(masked.T, 8000)):
+        with pytest.raises(InputError, match="not finite"):
+            make(hidden)
+        make(np.ma.masked_array(values))  # nothing is hidden
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2", "<f8"])
+def test_sound_may_have_either_byte_order(dtype):
+    samples = np.sin(np.arange(4000) / 5) * (32767 if dtype == ">i2" else 1)
+    assert torch.allclose(
+        Waveform.from_array(samples.astype(dtype), 8000).samples.float(),
+        torch.sin(torch.arange(4000) / 5),
+        atol=1e-4,
+    )

@@ -212,6 +212,26 @@ def grey_tiff(data, bits, photometric, height=64, width=64):
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
+def planar_tiff(colours, bits):
+    """A little-endian TIFF of three uncompressed planes; `colours` is 3xHxW."""
+    height, width = colours.shape[1:]
+    data, size = colours.astype(f"<u{bits // 8}").tobytes(), height * width * bits // 8
+    extra = struct.pack("<3I3I3I", bits, bits, bits, *(8 + size * i for i in range(3)), size, size, size)
+    at = 8 + len(data)
+    tags = {256: width, 257: height, 258: at, 259: 1, 262: 2, 273: at + 12, 277: 3, 278: height, 279: at + 24, 284: 2}
+    entries = b"".join(struct.pack("<HHII", t, 4, 3 if v >= at else 1, v) for t, v in tags.items())
+    return b"II*\0" + struct.pack("<I", at + 36) + data + extra + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_sixteen_bit_planes_that_pillow_misreads_are_refused(tmp_path):
+    colours = scene().transpose(2, 0, 1)
+    (tmp_path / "8.tiff").write_bytes(planar_tiff(colours, 8))
+    expected = ImagePipeline(ImageConfig(size=56)).embed(Picture.from_array(scene()))
+    assert torch.equal(embedded(tmp_path / "8.tiff", size=56).tensor, expected.tensor)
+    (tmp_path / "16.tiff").write_bytes(planar_tiff(colours.astype(np.uint16) * 257, 16))
+    assert "16-bit colours in separate planes" in one_line_error(lambda: embedded(tmp_path / "16.tiff"))
+
+
 def packed_12_bits(values):
     first, second = values.reshape(-1, 2).T.astype(np.uint32)
     return np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1).astype(np.uint8).tobytes()

@@ -208,6 +208,30 @@ def test_a_download_that_broke_off_is_refused_rather_than_seen_as_standing_still
         list(VideoPipeline().maps(cut))
 
 
+def test_a_damaged_packet_is_passed_over_and_what_follows_is_seen(tmp_path):
+    """All that followed was the last frame before it, standing still."""
+    path = write_clip(tmp_path / "clip.mp4")
+    whole = open_video(path)
+    entries = whole._stream.index_entries
+    data = bytearray(path.read_bytes())
+    for entry in entries[4:10]:  # frame 10 is whole by itself
+        data[entry.pos : entry.pos + entry.size] = bytes(entry.size)
+    whole.close()
+    path.write_bytes(data)
+    video = open_video(path)
+    assert [index_of(f) for f in video.frames_at([0.25, 1.05, 2.05, 2.95])] == [2, 10, 20, 29]
+    video.close()
+
+
+def test_an_avi_of_which_the_end_is_gone_is_refused(tmp_path):
+    path = write_clip(tmp_path / "clip.avi", n_frames=36, rate=12)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    video = open_video(path)
+    with pytest.raises(InputError, match=r"damaged or was cut short: of .* none can be decoded after"):
+        video.frames_at(np.linspace(0.05, video.duration, 16).tolist())
+    video.close()
+
+
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [

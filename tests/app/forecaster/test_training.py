@@ -1,5 +1,6 @@
 """Training: schedules, rollouts and their gradients, hand-overs, exact resume, two processes as one."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -158,6 +159,25 @@ def test_hand_over_states_in_a_file_are_those_in_memory(
     assert torch.equal(kept.inputs, on_disk.inputs)
     assert told[-1] == (len(kept), len(kept))
     assert list(tmp_path.iterdir()) == []  # nothing is left, even after a kill
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot reserve room")
+def test_a_file_of_states_has_all_its_room_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one with holes, whoever filled the disk later ended the training by SIGBUS."""
+    room = []
+    mapped = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda path, *a, **k: (room.append(os.stat(path)), mapped(path, *a, **k))[1])
+    alone = Processes(0, 1, torch.device("cpu"))
+    assert windows._shared_file(tmp_path / "states", (1 << 18,), alone).shape == (1 << 18,)
+    assert room[0].st_blocks * 512 >= 4 << 18
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"no room for 0\.0 GB of forecasts to start from"):
+        windows._shared_file(tmp_path / "states", (1 << 18,), alone)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_phases_start_from_no_more_forecasts_than_the_disk_may_take(
