@@ -62,7 +62,7 @@ def evaluate_run(
     else:
         parts, _ = open_parts(source, data, fold=fold, seed=recipe.seed if recipe else 0, run=run_folder(run))
         if split not in parts:
-            raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}")
+            raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}: choose one of them (--split)")
         samples = parts[split]
     if split == "test":
         check_unseen(str(run), samples)
