@@ -12,9 +12,9 @@ from PIL import Image
 
 from unipercept.api import perceive, pipeline
 from unipercept.backbone import UniRepLKNet
+from unipercept.datasets import labelled_set
 from unipercept.embedding import Axis, EmbeddingMap
 from unipercept.errors import InputError
-from unipercept.datasets import labelled_set
 from unipercept.models import load_model
 from unipercept.perception.explain import Explanation, evidence
 from unipercept.perception.search import Archive, search_archive

@@ -259,7 +259,7 @@ def evidence(
 
 
 def _chunks(maps: Tensor) -> tuple[Tensor, ...]:
-    return maps.split(max(1, CELLS_AT_ONCE // maps[0, 0].numel()))
+    return torch.split(maps, max(1, CELLS_AT_ONCE // maps[0, 0].numel()))
 
 
 def _slope(network: nn.Module, maps: Tensor, index: int) -> Tensor:
