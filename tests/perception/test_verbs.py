@@ -44,7 +44,7 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
     options = ("--epochs", 3, "--set", "size=32", "--set", "batch_size=8", "--device", "cpu")
     status, out, err = verb(capsys, "train", tones, "-o", run, *options)
     assert status == 0, err
-    assert "test: " in out
+    assert "test accuracy: " in out
     assert f"--model {run}" in out
     status, out, err = verb(capsys, "perceive", tones / "low" / "1.wav", "--model", run, "--json")
     assert status == 0, err
