@@ -164,7 +164,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
-        typer.echo(_score_line(split, found))
+        typer.echo(f"{_score_line(split, found)}\nparts: {printable(found['parts'])}")
         typer.echo("   recall  class (recordings)")
         for name, row in found["per_class"].items():
             typer.echo(f"  {row['recall']:7.2%}  {printable(name)} ({row['support']:g})")

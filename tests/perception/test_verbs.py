@@ -51,6 +51,7 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
     assert {pair["label"] for pair in json.loads(out)[0]["labels"]} == {"low", "high"}
     status, out, _ = verb(capsys, "evaluate", run, tones, "--split", "all", "--json")
     assert (status, json.loads(out)["n"]) == (0, 16)
+    assert "14 of these 16 trained the model or chose its weights" in json.loads(out)["parts"]
     status, _, err = verb(capsys, "encode", tones, "-o", tmp_path / "v.parquet", "--model", run)
     assert status == 0, err
     status, out, err = verb(

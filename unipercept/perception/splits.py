@@ -73,7 +73,10 @@ def open_parts(
     samples = class_folders(source)
     recorded = _recorded(samples, run)
     if recorded:
-        return recorded, "as recorded"
+        new = len(samples) - sum(map(len, recorded.values()))
+        return recorded, "as the run recorded them" + (
+            f"; {counted(new, 'new one is', 'new ones are')} in none" if new else ""
+        )
     first = first_copies([samples.read(i) for i in range(len(samples))])
     copies = int(np.sum(first != np.arange(len(samples))))
     kept = _parts_of(samples, start)
