@@ -365,7 +365,7 @@ def test_a_change_of_gain_stays_within_its_decibels():
 
 @pytest.mark.parametrize("count", [10, 40, 400])
 def test_the_calibration_error_by_chance_is_that_of_truths_drawn_from_the_probabilities(count):
-    """Ten recordings of a perfect model show some 25 %, which looked like a fault of the model."""
+    """Ten recordings of a perfect model show 27 %, which looked like a fault of the model."""
     torch.manual_seed(0)
     exact = torch.distributions.Dirichlet(torch.full((5,), 0.3, dtype=torch.float64)).sample((count,))
     drawn = torch.distributions.Categorical(exact).sample((200,))
