@@ -165,7 +165,8 @@ def explain(
     device: Device = "auto",
 ) -> None:
     """Plot the evidence for a label: the places, in time and frequency, frame or view, that add most to its log-odds
-    (integrated gradients, compared with a blurred version of the input).
+    (integrated gradients, compared with a blurred version of the input). For point clouds, series and videos it is a
+    rough guide.
     """
     from unipercept import api
     from unipercept.model_cards import tasks_for
