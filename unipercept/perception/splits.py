@@ -73,10 +73,9 @@ def open_parts(
     samples = class_folders(source)
     recorded = _recorded(samples, run)
     if recorded:
-        new = len(samples) - sum(map(len, recorded.values()))
-        return recorded, "as the run recorded them" + (
-            f"; {counted(new, 'new one is', 'new ones are')} in none" if new else ""
-        )
+        n_new = len(samples) - sum(map(len, recorded.values()))
+        more = f"; {counted(n_new, 'new one is', 'new ones are')} in none" if n_new else ""
+        return recorded, f"as the run recorded them{more}"
     first = first_copies([samples.read(i) for i in range(len(samples))])
     copies = int(np.sum(first != np.arange(len(samples))))
     kept = _parts_of(samples, start)
