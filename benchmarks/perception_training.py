@@ -1,14 +1,15 @@
 """Whether training to perceive waits for the GPU or for something else: time of a step, and
 how much of it the GPU is busy.
 
-    python benchmarks/perception_training.py [--steps 60] [--kinds image audio] [--decode-only]
+    python benchmarks/perception_training.py [--steps 60] [--kinds image audio] [--decode-only | --branches]
 
 The network is UniRepLKNet-A, recordings are random numbers of the shape that decoded ones have: they lie on the device,
 as in a run, and are varied there. `unipercept train` is `fit` with a recipe's own settings, `unipercept universal` the
 joint training's step of one task. Busy: the union of all kernels' and copies'
 times in the profiler's trace, of as many steps, over their time by the clock in a run without the profiler. Below:
 pictures and sounds decoded a second, by one thread, by threads alone, and as a run does it: where there are processors
-enough, in processes, whose start is included.
+enough, in processes, whose start is included. `--branches` compares the joint training's step on pictures without and
+with dilated branches instead, in turn, three times.
 """
 
 from __future__ import annotations
@@ -130,9 +131,9 @@ def train_row(modality: str, steps: int, ahead: bool) -> str:
     return row("train" if ahead else "train, step by step", modality, recipe.batch_size, steps, run)
 
 
-def universal_row(spec: TaskSpec, steps: int) -> str:
-    """A step of the joint training with one task, as universal.py does it."""
-    device, config = torch.device("cuda"), UniversalConfig()
+def universal_row(spec: TaskSpec, steps: int, has_branches: bool = False) -> str:
+    """A step of the joint training with one task, as universal.py does it, or with dilated branches."""
+    device, config = torch.device("cuda"), UniversalConfig(has_branches=has_branches)
     made = recordings(spec.maps)
     shared = SharedNetwork([spec], {spec.name: CLASSES}, config, device, {})
     job = Task(made, made.subset(np.arange(CLASSES)), spec.maps, spec.recipe, CLASSES, device)
@@ -155,7 +156,8 @@ def universal_row(spec: TaskSpec, steps: int) -> str:
         torch.cuda.synchronize()
         return time.perf_counter() - started
 
-    return row("universal", f"{spec.maps.modality} ({spec.name})", spec.batch_size, steps, run)
+    name = "universal, with dilated branches" if has_branches else "universal"
+    return row(name, f"{spec.maps.modality} ({spec.name})", spec.batch_size, steps, run)
 
 
 def decoding(count: int = 1_200) -> list[str]:
@@ -194,12 +196,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--decode-only", action="store_true")
+    parser.add_argument("--branches", action="store_true")
     arguments = parser.parse_args()
+    header = "| command | modality | batch | ms a step | GPU busy ms | % | recordings/s |\n"
+    header += "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    if arguments.branches:
+        seed_everything(0)
+        print(hardware() + "\n\n" + header)
+        spec = next(task for task in TASKS if task.name == "fashion_mnist")
+        for has_branches in (False, True) * 3:
+            print(universal_row(spec, arguments.steps, has_branches), flush=True)
+        return
     if not arguments.decode_only:
         seed_everything(0)
-        print(hardware() + "\n")
-        print("| command | modality | batch | ms a step | GPU busy ms | % | recordings/s |")
-        print("| --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+        print(hardware() + "\n\n" + header, flush=True)
         for modality in arguments.kinds:
             for ahead in (True, False):
                 print(train_row(modality, arguments.steps, ahead), flush=True)

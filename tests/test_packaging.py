@@ -129,8 +129,9 @@ def test_a_label_and_the_evidence_for_it_load_no_compiler() -> None:
     code = """
 import torch
 from unipercept.models import load_model
-from unipercept.perception.explain import class_activation
-class_activation(load_model().network, torch.randn(1, 3, 32, 32))
+from unipercept.embedding import EmbeddingMap
+from unipercept.perception.explain import evidence
+evidence(load_model().network, EmbeddingMap(torch.randn(1, 3, 32, 32), "image"), 0)
 """
     assert not modules_after(code) & {"sympy", "triton"}  # what torch._dynamo brings, in seconds
 

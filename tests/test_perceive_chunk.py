@@ -1,5 +1,9 @@
 """Many windows and many files share passes of the network, and say what they say one by one."""
 
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Barrier
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +14,7 @@ from unipercept import api
 from unipercept.errors import InputError
 from unipercept.models import Model
 from unipercept.pipelines.batches import Batches
+from unipercept.pipelines.image import ImagePipeline
 from unipercept.pipelines.pointcloud import PointCloudPipeline
 from unipercept.results import Labels
 
@@ -116,3 +121,25 @@ def test_a_batch_goes_when_it_is_full_and_small_ones_when_too_much_waits(monkeyp
     monkeypatch.setattr(module, "MAX_PENDING", 224 * 224)
     batches.add("other", "d", EmbeddingMap(torch.zeros(1, 1, 224, 224), "image"))
     assert [network for network, _, _ in sent[4:]] == ["n", "other"]
+
+
+def test_files_are_decoded_at_the_same_time(tmp_path, monkeypatch):
+    """One after another, in the thread that waits for the network, the first would wait for the second in vain."""
+    monkeypatch.setattr("unipercept.decoders.n_processors", lambda: 2)
+    together, read = Barrier(2), ImagePipeline.read
+    monkeypatch.setattr(ImagePipeline, "read", lambda self, path: (together.wait(20), read(self, path))[1])
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths:
+        Image.new("RGB", (20, 20)).save(path)
+    assert [path for path, _ in api.perceive_files(paths)] == [str(path) for path in paths]
+
+
+def test_the_turning_earth_is_no_shaking_camera():
+    """Sixteen frames of its 30 s are two seconds apart, and the earth has turned too far between them."""
+    gradio = find_spec("gradio")
+    if gradio is None or gradio.origin is None:
+        pytest.skip("gradio, which carries the film, is not installed")
+    found = unipercept.perceive(Path(gradio.origin).parent / "media_assets/videos/world.mp4")
+    assert isinstance(found, Labels)
+    assert found.labels[0] == "pan left"  # what moves to the right
+    assert "notice" not in found.metadata

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
+from threading import Lock
 from typing import Any, overload
 
 from torch import Tensor
@@ -174,6 +175,8 @@ def perceive_files(
     """
     model = check_model_name(model)
 
+    making = Lock()
+
     @cache  # the same pipelines for all files: what they read can then share a batch
     def heads_for(found: str) -> tuple[Pipeline[Any], ...]:
         heads = tasks_for(model, found)
@@ -181,7 +184,9 @@ def perceive_files(
 
     def heads_of(path: str) -> tuple[Pipeline[Any], ...]:
         check_input(path)
-        return heads_for(detect_modality(path) if modality == AUTO else modality)
+        found = detect_modality(path) if modality == AUTO else modality
+        with making:  # of two threads each would make its own
+            return heads_for(found)
 
     for path, outputs in perceive_chunk(
         [path_text(path) for path in _listed(paths)], heads_of, on_progress=on_progress

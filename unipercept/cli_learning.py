@@ -164,7 +164,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
-        typer.echo(_score_line(split, found))
+        typer.echo(f"{_score_line(split, found)}\nparts: {printable(found['parts'])}")
+        typer.echo("   recall  class (recordings)")
         for name, row in found["per_class"].items():
             typer.echo(f"  {row['recall']:7.2%}  {printable(name)} ({row['support']:g})")
     finish([(name, error) for name, error in found["skipped"]])
@@ -322,6 +323,7 @@ def probe(
     if as_json:
         typer.echo(json.dumps(found))
         return
+    typer.echo("accuracy on the test part; the interval is that of the linear probe")
     typer.echo(f"{'vectors':<34}{'numbers':>8}{'5 neighbours':>14}{'linear probe':>14}  95 % interval")
     for name, row in found.items():
         interval = f"{100 * row['probe_95_low']:.1f} to {100 * row['probe_95_high']:.1f}"
@@ -337,10 +339,18 @@ def _show_scores(scores: Any, folder: Path, as_json: bool) -> None:
     for part in ("validation", "test"):
         if part in scores:
             typer.echo(_score_line(part, scores[part]))
+    if "test" not in scores:
+        typer.echo(
+            "no test recordings: validation chose the weights too, so its accuracy is too high for new recordings"
+        )
     typer.echo(f"{folder / 'report.html'}\nuse it: unipercept perceive FILE --model {folder}")
 
 
 def _score_line(part: str, found: Any) -> str:
     interval = f"{100 * found['accuracy_95_low']:.1f} to {100 * found['accuracy_95_high']:.1f}"
     error = f"calibration error {100 * found['expected_calibration_error']:.1f} %"
-    return f"{part}: {100 * found['accuracy']:.2f} % of {found['n']} (95 % interval {interval}), {error}"
+    chance = f"a perfectly calibrated model: {100 * found['expected_calibration_error_by_chance']:.1f} %"
+    return (
+        f"{part} accuracy: {100 * found['accuracy']:.2f} % of {found['n']} (95 % interval {interval}), "
+        f"mean over classes {100 * found['mean_class_accuracy']:.2f} %, {error} ({chance})"
+    )

@@ -164,14 +164,19 @@ def explain(
     label: Annotated[str | None, typer.Option(help="Class to explain. Default: the most probable.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Plot the evidence for a label (class activation map): time and frequency, frame, or view of a point cloud."""
+    """Plot the evidence for a label: the places, in time and frequency, frame or view, that add most to its log-odds
+    (integrated gradients, compared with a blurred version of the input). For point clouds, series and videos it is a
+    rough guide.
+    """
     from unipercept import api
     from unipercept.model_cards import tasks_for
     from unipercept.perception.explain import explain_file
 
     if len(tasks_for(model, api.detect_modality(path))) > 1:  # the head whose labels `perceive` returns
         model = api.perceive(path, model=model, device=device).model
-    found = explain_file(path, model, label=label, device=device)
+    with one_bar("", transient=True) as tell:
+        name = Path(path).name
+        found = explain_file(path, model, label=label, device=device, on_progress=lambda share: tell(name, share))
     found.save(output)
     typer.echo(found.to_text())
 

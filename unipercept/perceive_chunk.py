@@ -1,7 +1,8 @@
 """The unit of work of `perceive`: several files to the labels of each head (outer ring).
 
 Maps of one shape share a pass of the network, across the windows of a long recording and across files. A file is read
-once for all heads with the same map settings. `pipelines.batches` bounds how many maps wait for the network.
+once for all heads with the same map settings. `pipelines.batches` bounds how many maps wait for the network. As in
+`encode`, threads decode files ahead of the network, in order; which maps share a batch depends on the files alone.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
+from unipercept.decoders import Decoders
+from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, MissingDependencyError, NoTrainedHeadError, UniperceptError
 from unipercept.pipelines.base import HeadOutputs, Pipeline, predict_batch
 from unipercept.pipelines.batches import Batches
@@ -51,7 +55,7 @@ def perceive_chunk(
 
     Args:
         heads_of: gives the pipelines, each with a model, for a file by its content; the same
-            objects for files of the same kind.
+            objects for files of the same kind. Called in several threads.
         on_progress: called with the share that is done.
 
     Raises:
@@ -59,47 +63,81 @@ def perceive_chunk(
     """
     batches: Batches[Heads, tuple[HeadOutputs, ...]] = Batches(predict_batch)
     waiting: deque[_Recording] = deque()
-    for number, path in enumerate(paths):
-        recording = _Recording(path)
-        waiting.append(recording)
+    with Decoders(len(paths), processes=False) as decoders:
+        opened = (decoders.submit(_open, path, heads_of) for path in paths)
+        ahead = deque(islice(opened, 2 * decoders.n_workers))
+        for number, path in enumerate(paths):
+            recording = _Recording(path)
+            waiting.append(recording)
 
-        def tell(share: float, done: int = number) -> None:
-            if on_progress:
-                on_progress((done + share) / len(paths))
+            def tell(share: float, done: int = number) -> None:
+                if on_progress:
+                    on_progress((done + share) / len(paths))
 
-        try:
-            heads = heads_of(path)
-            recording.said = [pipe(path) for pipe in heads if not pipe.looks_at_maps]
-            _read(recording, [pipe for pipe in heads if pipe.looks_at_maps], batches, tell)
-        except FILES_FAULT as error:
-            recording.error = error
-        tell(1.0)
-        while waiting and waiting[0].is_done():
-            yield waiting[0].path, waiting.popleft().outcome()
-    batches.flush()
+            try:
+                others, readings = ahead.popleft().result()
+                recording.said = [pipe(path) for pipe in others]
+                _queue(recording, readings, batches, decoders, tell)
+            except FILES_FAULT as error:
+                recording.error = error
+            ahead.extend(islice(opened, 1))
+            tell(1.0)
+            while waiting and waiting[0].is_done():
+                yield waiting[0].path, waiting.popleft().outcome()
+        batches.flush()
     yield from ((recording.path, recording.outcome()) for recording in waiting)
 
 
-def _read(
-    recording: _Recording,
-    heads: list[Pipeline[Any]],
-    batches: Batches[Heads, tuple[HeadOutputs, ...]],
-    tell: Callable[[float], object],
-) -> None:
-    """Queue the maps of a file for the network; heads with the same map settings share one reading of the file."""
+@dataclass
+class _Reading:
+    """The maps of a file for the heads that share them; the first is ready, the others are made when asked for."""
+
+    heads: Heads
+    first: EmbeddingMap | None
+    rest: Iterator[EmbeddingMap]
+    count: int | None
+
+    def maps(self, decoders: Decoders) -> Iterator[EmbeddingMap]:
+        """All of them; the next one is decoded while the network works on the one before."""
+        emap = self.first
+        while emap is not None:
+            following = decoders.submit(next, self.rest, None)
+            try:
+                yield emap
+            finally:
+                emap = following.result()
+
+
+def _open(path: str, heads_of: Callable[[str], Heads]) -> tuple[list[Pipeline[Any]], list[_Reading]]:
+    """The heads that do not look at maps; and for the others, grouped by their map settings, the file's maps."""
+    heads = heads_of(path)
     alike: dict[Any, list[Pipeline[Any]]] = {}
     for pipe in heads:
-        pipe.labels()  # raises without a head, before a long file is read
-        alike.setdefault((pipe.modality, getattr(pipe, "config", None)), []).append(pipe)
-    for number, group in enumerate(alike.values()):
-        outputs = tuple(HeadOutputs() for _ in group)
-        recording.outputs += zip(group, outputs, strict=True)
-        raw = group[0].read(recording.path)
-        count = group[0].count(raw)
-        for done, piece in enumerate(group[0].split(raw), 1):
-            emap = group[0].embed(piece)
+        if pipe.looks_at_maps:
+            pipe.labels()  # raises without a head, before a long file is read
+            alike.setdefault((pipe.modality, getattr(pipe, "config", None)), []).append(pipe)
+    readings = []
+    for group in alike.values():
+        raw = group[0].read(path)
+        maps = map(group[0].embed, group[0].split(raw))
+        readings.append(_Reading(tuple(group), next(maps, None), maps, group[0].count(raw)))
+    return [pipe for pipe in heads if not pipe.looks_at_maps], readings
+
+
+def _queue(
+    recording: _Recording,
+    readings: list[_Reading],
+    batches: Batches[Heads, tuple[HeadOutputs, ...]],
+    decoders: Decoders,
+    tell: Callable[[float], object],
+) -> None:
+    """Queue the maps of a file for the network."""
+    for number, reading in enumerate(readings):
+        outputs = tuple(HeadOutputs() for _ in reading.heads)
+        recording.outputs += zip(reading.heads, outputs, strict=True)
+        for done, emap in enumerate(reading.maps(decoders), 1):
             for one in outputs:
                 one.expect(emap)
-            batches.add(tuple(group), outputs, emap)
-            if count:
-                tell((number + min(1.0, done / count)) / len(alike))
+            batches.add(reading.heads, outputs, emap)
+            if reading.count:
+                tell((number + min(1.0, done / reading.count)) / len(readings))

@@ -130,7 +130,9 @@ def analyse(path: Path, modality: str, model: str, job: Job) -> Analysis:
         if reason := labels.metadata.get("notice"):
             notice = f"Do not trust these labels: this is {reason}."
         job.tell(0.92, "evidence")
-        explanation = explain_named(named, best.pipe, path, best.model)
+        explanation = explain_named(
+            named, best.pipe, path, best.model, on_progress=lambda share: job.tell(0.92 + 0.03 * share, "evidence")
+        )
         clock.stop("explain")
     embedding = Embedding(first.vector, path.name, found, first.model, {"n_maps": first.n_maps})
     job.tell(0.95, "drawing")

@@ -363,6 +363,16 @@ def test_a_change_of_gain_stays_within_its_decibels():
     assert 1.9 < changed.max() < 2  # 6 dB are a factor of 1.995
 
 
+@pytest.mark.parametrize("count", [10, 40, 400])
+def test_the_calibration_error_by_chance_is_that_of_truths_drawn_from_the_probabilities(count):
+    """Ten recordings of a perfect model show 27 %, which looked like a fault of the model."""
+    torch.manual_seed(0)
+    exact = torch.distributions.Dirichlet(torch.full((5,), 0.3, dtype=torch.float64)).sample((count,))
+    drawn = torch.distributions.Categorical(exact).sample((200,))
+    found = [Scores(exact, targets).calibration_error() for targets in drawn]
+    assert Scores(exact, drawn[0]).calibration_error_by_chance() == pytest.approx(np.mean(found), rel=0.1)
+
+
 def test_wilson_interval_is_that_of_the_textbook():
     low, high = wilson(81, 263)  # Newcombe (1998), table I, method 3
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)

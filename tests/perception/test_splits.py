@@ -75,9 +75,41 @@ def test_a_folder_that_has_grown_keeps_the_split_of_its_run(tmp_path):
     assert open_parts(str(others), run=run)[1] == "70/15/15 drawn by class, seed 0"  # none of them is in the record
 
 
+@pytest.mark.parametrize("name", ["set", "renamed"])
+def test_a_training_that_starts_from_a_run_tests_on_nothing_that_trained_it(tmp_path, name):
+    """Drawn anew, test would hold recordings that trained the run. A line said so, but not of a renamed folder."""
+    contents = {c: [f"{c}{i}".encode() for i in range(20)] for c in "ab"}
+    before, how = open_parts(str(folder_of(tmp_path / "set", contents)))
+    record(before, how, tmp_path)
+    if name == "renamed":
+        (tmp_path / "set").rename(tmp_path / name)
+    for i in range(20, 60):
+        (tmp_path / name / "a" / f"{i:02d}.bin").write_bytes(f"a{i}".encode())
+    copy = before["test"].ids[0]
+    (tmp_path / name / "a" / "00 copy.bin").write_bytes((tmp_path / name / copy).read_bytes())
+    parts, how = open_parts(str(tmp_path / name), seed=5, start=tmp_path)
+    assert all(set(before[part].ids) <= set(parts[part].ids) for part in PARTS)
+    assert "a/00 copy.bin" in parts["test"].ids  # though it comes before its original
+    assert {part: int(np.sum(parts[part].targets == 0)) for part in ("validation", "test")} == {
+        "validation": 9,
+        "test": 10,
+    }
+    assert how.startswith(f"40 recordings stay in the parts that {tmp_path.name} had them in, 41 new ones are drawn")
+
+
+def test_what_is_wrong_with_a_split_is_said_with_it(tmp_path):
+    contents = {c: [f"{c}{i}".encode() for i in range(n)] for c, n in (("a", 20), ("b", 20), ("rare", 2))}
+    contents["b"][3] = b"a7"
+    _, how = open_parts(str(folder_of(tmp_path, contents)))
+    assert "1 copy of a file stays on the side of the original; 1 of them in another class than the original" in how
+    assert how.endswith("too few recordings to test rare")
+
+
 def test_classes_of_two_leave_no_test_part(tmp_path):
-    parts, _ = open_parts(str(folder_of(tmp_path, {name: [f"{name}{i}".encode() for i in range(2)] for name in "ab"})))
+    contents = {name: [f"{name}{i}".encode() for i in range(2)] for name in "ab"}
+    parts, how = open_parts(str(folder_of(tmp_path, contents)))
     assert {name: len(part) for name, part in parts.items()} == {"train": 2, "validation": 2}
+    assert how.endswith("too few recordings to test any class")
 
 
 def esc10_of(root):

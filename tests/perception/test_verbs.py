@@ -44,13 +44,14 @@ def test_train_perceive_encode_search_and_explain_follow_each_other(tones, tmp_p
     options = ("--epochs", 3, "--set", "size=32", "--set", "batch_size=8", "--device", "cpu")
     status, out, err = verb(capsys, "train", tones, "-o", run, *options)
     assert status == 0, err
-    assert "test: " in out
+    assert "test accuracy: " in out
     assert f"--model {run}" in out
     status, out, err = verb(capsys, "perceive", tones / "low" / "1.wav", "--model", run, "--json")
     assert status == 0, err
     assert {pair["label"] for pair in json.loads(out)[0]["labels"]} == {"low", "high"}
     status, out, _ = verb(capsys, "evaluate", run, tones, "--split", "all", "--json")
     assert (status, json.loads(out)["n"]) == (0, 16)
+    assert "14 of these 16 trained the model or chose its weights" in json.loads(out)["parts"]
     status, _, err = verb(capsys, "encode", tones, "-o", tmp_path / "v.parquet", "--model", run)
     assert status == 0, err
     status, out, err = verb(

@@ -14,7 +14,7 @@ A run, `unipercept train`:
 
 Use and evaluation of a model:
     evaluate        scores on a set
-    explain         class activation maps
+    explain         where the evidence for a label lies
     search          nearest neighbours in an archive of embeddings
     probe           embeddings compared with baselines; series_statistics is one of these
 

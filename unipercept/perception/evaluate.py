@@ -17,7 +17,7 @@ from unipercept.datasets.base import LabelledSet
 from unipercept.errors import InputError
 from unipercept.model_cards import ModelCard, model_card, model_of_set
 from unipercept.perception.packs import decode
-from unipercept.perception.run import MODEL_FILE, RUN_FILE, check_unseen, modality_of, read_run
+from unipercept.perception.run import MODEL_FILE, RUN_FILE, check_unseen, modality_of, n_seen, read_run
 from unipercept.perception.scores import Scores, pooled
 from unipercept.perception.settings import MapSettings, Recipe
 from unipercept.perception.splits import open_parts, run_folder
@@ -58,14 +58,16 @@ def evaluate_run(
     if votes < 1:
         raise InputError(f"votes must be at least 1, got {votes}")
     if split == "all":
-        samples = class_folders(source)
+        samples, how = class_folders(source), "all recordings of the folder"
     else:
-        parts, _ = open_parts(source, data, fold=fold, seed=recipe.seed if recipe else 0, run=run_folder(run))
+        parts, how = open_parts(source, data, fold=fold, seed=recipe.seed if recipe else 0, run=run_folder(run))
         if split not in parts:
-            raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}")
+            raise InputError(f"{source} has the parts {', '.join(parts)}; got {split!r}: choose one of them (--split)")
         samples = parts[split]
     if split == "test":
         check_unseen(str(run), samples)
+    elif seen := n_seen(str(run), samples):
+        how += f"; {seen} of these {len(samples)} trained the model or chose its weights, so the score is too high"
     card = model_card(model_of_set(str(run), source, modality_of([samples])))
     names = card.labels()
     if names is None or not card.maps:
@@ -86,6 +88,7 @@ def evaluate_run(
     return {
         "source": source,
         "split": split,
+        "parts": how,
         "protocol": f"every recording once, views and windows averaged, {votes} vote{'s' if votes > 1 else ''}",
         **scores.to_dict(),
         "per_class": {name: row for name, row in zip(names, scores.per_class(), strict=True) if row["support"]},

@@ -1,11 +1,15 @@
-"""The evidence for a label: Grad-CAM maps on the input's own axes.
+"""The evidence for a label: integrated gradients on the input's own axes.
+
+Grad-CAM, which this module had before, points at places in a late stage. Kernels of 13 cells and squeeze-and-excitation
+carry what lies there in from the whole map: but for ESC-10, taking out what it marked changed a label hardly more than
+taking out blocks at random (benchmarks/results/perception.md).
 
 Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unipercept.atomic import atomic_path
 from unipercept.axis_words import frequency_ticks, readable
-from unipercept.backbone import UniRepLKNet
 from unipercept.embedding import EmbeddingMap
 from unipercept.errors import InputError, NoTrainedHeadError, printable
 from unipercept.kernels.dispatch import plain_reference
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from unipercept.results import Labels
 
 SHOWN_MAPS = 4
+N_STEPS = 8  # from the blurred map to the map: the result of 48 correlates with that of 8 to 0.99
+BLUR = 1 / 8  # deviation of the blur, in shorter sides of the map
+SMOOTHING = 2.0  # deviation in cells: the parts of one edge of the input count together
+CELLS_AT_ONCE = 1 << 17  # of maps in a pass with gradients
 SEEN_BY_EYE = ("image", "video", "pointcloud")  # drawn with cells as high as wide
 
 
@@ -39,8 +45,9 @@ class Explanation:
     """Where the evidence for a class lies.
 
     Args:
-        heat: BxHxW from 0 to 1, at the resolution of the map; the strongest place is 1 unless nothing speaks for the
-            class.
+        heat: BxHxW from 0 to 1, at the resolution of the map: how much each place adds to the log-odds of the class,
+            compared with a blurred map. The strongest place is 1 unless nothing speaks for the class; 0 is for what
+            speaks against it, too.
         emap: what the network saw.
         label, score: the class explained, and its probability.
         notice: set if the recording is out of distribution for the model: label and evidence are then meaningless.
@@ -85,12 +92,15 @@ class Explanation:
             f"{name} {axis.text(position)} {axis.unit}".rstrip()
             for (name, axis), position in zip(axes, self._places(), strict=True)
         )
-        line = f"{printable(self.source)}: {self.label} ({self.score:.1%}); strongest evidence at {places or 'no axis'}"
-        line += printable(self._of(self._strongest()[0]))
+        line = f"{printable(self.source)}: {self.label} ({self.score:.1%}); "
+        if self.heat.any():
+            line += f"strongest evidence at {places or 'no axis'}{printable(self._of(self._strongest()[0]))}"
+        else:
+            line += "no place speaks more for it than a blurred version does"
         return f"{line}\n  {self.notice}" if self.notice else line
 
     def plot(self) -> Figure:
-        """The first maps, each beside itself overlaid with its heat."""
+        """The first maps, each beside itself in grey with its heat, from yellow to red."""
         count = min(len(self.heat), SHOWN_MAPS)
         figure = plain_figure((6.0, 2.6 * count))  # small: its words are read on a phone too
         axes = figure.subplots(count, 2, squeeze=False)
@@ -101,15 +111,17 @@ class Explanation:
         for i in range(count):
             of = self._of(i)
             picture = np.asarray(_three_channels(self.emap).to_image(i))
+            heat = self.heat[i].numpy()
+            # In grey and pale, since colours would hide the heat; where there is none it is transparent.
+            grey = picture.reshape(*heat.shape, -1)[..., :3].mean(axis=2)
+            axes[i, 0].imshow(picture, aspect=aspect, origin=origin)
+            axes[i, 1].imshow(grey, cmap="gray", vmin=-255, vmax=255, aspect=aspect, origin=origin)
+            axes[i, 1].imshow(heat, cmap="autumn_r", alpha=heat**0.5, vmin=0, vmax=1, aspect=aspect, origin=origin)
             for column, title in enumerate((saw + of, f"evidence for {self.label}")):
-                axes[i, column].imshow(picture, aspect=aspect, origin=origin)
                 if not i or of:  # else each row would say the same
                     axes[i, column].set_title(title, fontsize="medium")
                 _write_axes(axes[i, column], self.emap)
-            heat = self.heat[i].numpy()
-            strength = 0.35 + 0.4 * heat
-            axes[i, 1].imshow(heat, cmap="inferno", alpha=strength, aspect=aspect, vmin=0, vmax=1, origin=origin)
-        title = f"{printable(Path(self.source).name)}: {self.label}, {self.score:.1%}"
+        title = f"{printable(Path(self.source).name)}: {self.label}, {self.score:.1%}; evidence: integrated gradients"
         figure.suptitle(title_with_notice(title, self.notice), fontsize="medium")
         return figure
 
@@ -123,10 +135,20 @@ class Explanation:
         return path
 
 
-def explain_file(path: str | Path, model: str, *, label: str | None = None, device: str = "auto") -> Explanation:
+def explain_file(
+    path: str | Path,
+    model: str,
+    *,
+    label: str | None = None,
+    device: str = "auto",
+    on_progress: Callable[[float], object] | None = None,
+) -> Explanation:
     """The evidence for a label of a recording, in the window or segment where the label is most probable.
 
     Label, probability and notice are those of the whole recording, as `perceive` returns them.
+
+    Args:
+        on_progress: called with the share of the gradients that are done.
 
     Raises:
         NoTrainedHeadError: the model has no head.
@@ -152,7 +174,8 @@ def explain_file(path: str | Path, model: str, *, label: str | None = None, devi
             )  # kept, not loaded each time
             yield emap
 
-    return explain_named(name_pieces(pipe, maps(), source=str(path)), pipe, path, model, label=label, device=device)
+    named = name_pieces(pipe, maps(), source=str(path))
+    return explain_named(named, pipe, path, model, label=label, device=device, on_progress=on_progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,19 +227,26 @@ def explain_named(
     *,
     label: str | None = None,
     device: str = "auto",
+    on_progress: Callable[[float], object] | None = None,
 ) -> Explanation:
     """As `explain_file`, of a recording that was named already."""
     labels = named.labels
     label = labels.labels[0] if label is None else label
     piece = int(named.probabilities[:, _classes(model, label).index(label)].argmax())
     chosen = named.first if piece == 0 else next(islice(pipe.maps(path), piece, None))
-    found = explain_map(chosen, model, label=label, device=device, source=str(path))
+    found = explain_map(chosen, model, label=label, device=device, source=str(path), on_progress=on_progress)
     score, notice = labels.scores[labels.labels.index(label)], str(labels.metadata.get("notice", ""))
     return replace(found, score=score, notice=notice)
 
 
 def explain_map(
-    emap: EmbeddingMap, model: str, *, label: str | None = None, device: str = "auto", source: str = ""
+    emap: EmbeddingMap,
+    model: str,
+    *,
+    label: str | None = None,
+    device: str = "auto",
+    source: str = "",
+    on_progress: Callable[[float], object] | None = None,
 ) -> Explanation:
     """As `explain_file`, of a map that the model's own pipeline has made.
 
@@ -224,6 +254,7 @@ def explain_map(
         emap: BxCxHxW, the windows or views of one recording.
         label: a class name; None for the most probable class.
         source: what the picture is titled with.
+        on_progress: called with the share of the gradients that are done.
 
     Raises:
         NoTrainedHeadError: the model has no classes.
@@ -234,10 +265,7 @@ def explain_map(
     names = _classes(model, label)
     loaded = load_model(model, in_channels=emap.tensor.shape[1], device=device)
     index = None if label is None else names.index(label)
-    assert isinstance(loaded.network, UniRepLKNet)
-    heat, found, score = class_activation(loaded.network, emap.tensor.to(loaded.device), index)
-    if emap.mask is not None:  # padding contributes too, but is not part of the recording
-        heat = heat * emap.mask.cpu()
+    heat, found, score = evidence(loaded.network, emap.to(loaded.device), index, on_progress)
     return Explanation(heat, emap, names[found], score, source)
 
 
@@ -255,28 +283,62 @@ def _classes(model: str, label: str | None) -> tuple[str, ...]:
     return names
 
 
-def class_activation(network: UniRepLKNet, maps: Tensor, index: int | None = None) -> tuple[Tensor, int, float]:
-    """Grad-CAM of a recording's maps: heat BxHxW on the CPU, the class, and its probability averaged over the maps.
+def evidence(
+    network: nn.Module,
+    emap: EmbeddingMap,
+    index: int | None = None,
+    on_progress: Callable[[float], object] | None = None,
+) -> tuple[Tensor, int, float]:
+    """Integrated gradients of a class's log-odds over the maps of one recording: heat BxHxW on the CPU, the class (by
+    default the most probable), and its probability averaged over the maps.
 
-    The channels of the last stage but one (stride 16, whose places are still fine) are weighted by the mean gradient of
-    the class's logit and summed; what speaks against the class is cut off.
+    The path leads from each map blurred to the map itself. What belongs together is added up: the channels of a cell,
+    and the cells around it. Padding is left as it is and has no evidence.
 
-    Source: Selvaraju et al. (2017), Grad-CAM, equations 1 and 2.
+    Source: Sundararajan et al. (2017), Axiomatic Attribution for Deep Networks, equation 3; the blurred baseline is
+    that of Fong and Vedaldi (2017).
     """
-    # No hooks: a server's threads share the network, and hooks would see each other's passes.
-    with torch.inference_mode(False):
-        with torch.no_grad():
-            kept = network.forward_stages(maps.clone())[2]
-        with torch.enable_grad(), plain_reference():
-            kept.requires_grad_()
-            logits = network.forward_head(network.stages[3](network.downsample_layers[3](kept)))
-            probability = logits.detach().softmax(dim=1).mean(dim=0)
-            found = int(probability.argmax()) if index is None else index
-            (gradient,) = torch.autograd.grad(logits[:, found].sum(), kept)
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    heat = F.relu((weights * kept.detach()).sum(dim=1, keepdim=True))
-    heat = F.interpolate(heat, size=maps.shape[2:], mode="bilinear", align_corners=False)[:, 0]
-    return (heat / heat.amax().clamp(min=1e-12)).cpu(), found, float(probability[found])
+    with torch.inference_mode(False), torch.no_grad():
+        maps, shares = emap.tensor.clone(), emap.real_share().to(emap.tensor.device)
+        real = torch.ones_like(maps[:, :1]) if emap.mask is None else emap.mask[:, None].to(maps)
+        probability = (
+            shares / shares.sum().clamp(min=1e-12) @ torch.cat([network(few).softmax(dim=1) for few in _chunks(maps)])
+        )
+        found = int(probability.argmax()) if index is None else index
+        change = (maps - _blurred(maps, real, BLUR * min(maps.shape[2:]))) * real
+        slope = torch.zeros_like(maps)
+        for step in range(N_STEPS):
+            to_go = (N_STEPS - step - 0.5) / N_STEPS
+            slope += torch.cat([_slope(network, few, found) for few in _chunks(maps - to_go * change)])
+            if on_progress:
+                on_progress((step + 1) / N_STEPS)
+        heat = (slope * change).sum(dim=1, keepdim=True)
+        heat = (_blurred(heat, real, SMOOTHING) * real)[:, 0].clamp(min=0)
+        return (heat / heat.amax().clamp(min=1e-12)).cpu(), found, float(probability[found])
+
+
+def _chunks(maps: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(maps, max(1, CELLS_AT_ONCE // maps[0, 0].numel()))
+
+
+def _slope(network: nn.Module, maps: Tensor, index: int) -> Tensor:
+    """Gradient of the log-odds of a class, of each map."""
+    with torch.enable_grad(), plain_reference():
+        maps = maps.requires_grad_()
+        logits = network(maps).float()
+        others = torch.cat([logits[:, :index], logits[:, index + 1 :]], dim=1)
+        return torch.autograd.grad((logits[:, index] - others.logsumexp(dim=1)).sum(), maps)[0]
+
+
+def _blurred(maps: Tensor, real: Tensor, deviation: float) -> Tensor:
+    """Gaussian means of BxCxHxW over the real cells, Bx1xHxW of 0 and 1, around each cell."""
+
+    def kernel(side: int) -> Tensor:
+        places = torch.arange(side, device=maps.device, dtype=maps.dtype)
+        return (-(places[:, None] - places).square() / (2 * deviation**2)).exp()
+
+    rows, columns = map(kernel, maps.shape[2:])
+    return rows @ (maps * real) @ columns / (rows @ real @ columns).clamp(min=1e-12)
 
 
 def _three_channels(emap: EmbeddingMap) -> EmbeddingMap:

@@ -59,7 +59,8 @@ def write_report(
         f"<div class=soft>{escape(job['split'])} · {_counts(job)} · licence of the data: {escape(job['licence'])}</div>"
         f"<p><span class=big>{100 * score['accuracy']:.2f} %</span> accuracy on {score['n']:,} {part} recordings, "
         f"95 % interval {100 * score['accuracy_95_low']:.1f} to {100 * score['accuracy_95_high']:.1f} %; "
-        f"mean over classes {100 * score['mean_class_accuracy']:.2f} %; {escape(scores['protocol'])}.</p>"
+        f"mean over classes {100 * score['mean_class_accuracy']:.2f} %; {escape(scores['protocol'])}."
+        f"{'' if part == 'test' else ' They chose the weights too: new recordings will be classified less well.'}</p>"
     )
     body = [
         "<h2>Use it</h2>",
@@ -165,7 +166,8 @@ def _calibration(scores: Mapping[str, Any], part: str, found: Scores, before: Sc
     text = (
         f"<p>Logits are divided by a temperature of {scores['temperature']:.3f}, chosen on validation. Expected calibration "
         f"error on {part}: {100 * score['expected_calibration_error_before']:.2f} % as trained, "
-        f"<b>{100 * score['expected_calibration_error']:.2f} %</b> calibrated; negative log-likelihood "
+        f"<b>{100 * score['expected_calibration_error']:.2f} %</b> calibrated (a perfectly calibrated model would "
+        f"show {100 * score['expected_calibration_error_by_chance']:.2f} % on as many recordings); negative log-likelihood "
         f"{before.negative_log_likelihood():.3f} and {score['negative_log_likelihood']:.3f} nats. "
         "The size of a dot is the share of recordings in its bin.</p>"
     )

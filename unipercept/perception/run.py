@@ -124,7 +124,7 @@ def train_run(
     if _has_learned(output) and not resume:
         raise InputError(f"{output} holds a run already; add --resume to go on with it, or name another folder")
     chosen_device = resolve_device(device)
-    parts, how = open_parts(source, data, fold=fold, seed=seed)
+    parts, how = open_parts(source, data, fold=fold, seed=seed, start=run_folder(start) if start else None)
     if start is not None and "test" in parts and (seen := n_seen(start, parts["test"])):
         how += f"; {seen} of the {len(parts['test'])} test recordings trained {start}, so the test score is too high"
     modality = modality_of(parts.values())

@@ -85,6 +85,17 @@ class Scores:
         """
         return sum(abs(c - a) * n for c, a, n in self.reliability()) / len(self.targets)
 
+    def calibration_error_by_chance(self, draws: int = 200) -> float:
+        """The mean calibration error that as many recordings would give if each probability were exact: far above 0
+        where recordings are few.
+
+        Source: consistency resampling, Bröcker and Smith (2007), Increasing the Reliability of Reliability Diagrams.
+        """
+        confidence = self.probabilities.amax(dim=1).double()
+        bins = F.one_hot((confidence * N_BINS).long().clamp(max=N_BINS - 1), N_BINS).double()
+        uniform = torch.rand(draws, len(confidence), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        return float((((uniform < confidence).double() - confidence) @ bins).abs().sum(dim=1).mean() / len(confidence))
+
     def negative_log_likelihood(self) -> float:
         """Mean of -log of the probability of the truth, in nats."""
         return float(F.nll_loss(self.probabilities.double().clamp(min=1e-12).log(), self.targets))
@@ -100,6 +111,7 @@ class Scores:
             "mean_class_accuracy": self.mean_class_accuracy(),
             "negative_log_likelihood": self.negative_log_likelihood(),
             "expected_calibration_error": self.calibration_error(),
+            "expected_calibration_error_by_chance": self.calibration_error_by_chance(),
         }
 
 

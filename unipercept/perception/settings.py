@@ -16,6 +16,9 @@ from unipercept.pipelines.video import VideoConfig
 MODALITIES = ("image", "audio", "video", "pointcloud", "timeseries")
 MAX_CELLS = 1 << 24  # of a map: a picture of 4096 x 4096
 MAX_SAMPLES = 1 << 24  # of a window of sound: 17 minutes at 16 kHz; points of a cloud
+# Of a video whose frames are stacked to see motion: 16 frames are half a second apart. In one map of 30 s they were two
+# seconds apart, and the turning earth, which moves by a sixth of the picture between them, was a shaking camera.
+STACKED_SECONDS = 8.0
 Tuning = Literal["full", "head", "linear"]
 
 # Four fifths of the channels and five of the twelve blocks of UniRepLKNet-A, kernels of 7: 3 ms a 64x64 map, forward
@@ -48,7 +51,8 @@ class MapSettings:
         length: frames of a sound's window.
         sample_rate: Hz; sounds are resampled to it.
         n_frames: frames of a video map; in a grid a square.
-        folding: how they become one map: "grid", or "stack", in which the first convolution sees motion.
+        folding: how they become one map: "grid", of up to 64 s of video, or "stack", of up to 8 s, in which the first
+            convolution sees motion.
         n_points: points of a cloud.
         with_scale: a cloud's size in its file's units is a channel.
     """
@@ -95,7 +99,8 @@ class MapSettings:
         if self.modality == "image":
             return ImageConfig(size=self.size, crop_ratio=1.0)
         if self.modality == "video":
-            return VideoConfig(n_frames=self.n_frames, size=self.size, folding=self.folding)
+            seconds = STACKED_SECONDS if self.folding == "stack" else VideoConfig.segment_seconds
+            return VideoConfig(n_frames=self.n_frames, size=self.size, folding=self.folding, segment_seconds=seconds)
         if self.modality == "pointcloud":
             return PointCloudConfig(
                 size=self.size, views=DEFAULT_VIEWS, n_points=self.n_points, with_scale=self.with_scale

@@ -19,11 +19,12 @@ from unipercept.atomic import atomic_path
 from unipercept.datasets import LABELLED_SETS, labelled_set
 from unipercept.datasets.base import LabelledSet
 from unipercept.datasets.folders import class_folders, split_folders
-from unipercept.errors import InputError, counted
+from unipercept.errors import InputError, as_text, counted
 
 PARTS = ("train", "validation", "test")
 SHARES = {"validation": 0.15, "test": 0.15}
 SPLIT_FILE = "split.json"
+SHOWN = 5  # names of classes in a line
 
 
 def open_parts(
@@ -33,6 +34,7 @@ def open_parts(
     fold: str | None = None,
     seed: int = 0,
     run: Path | None = None,
+    start: Path | None = None,
 ) -> tuple[dict[str, LabelledSet], str]:
     """A folder of class folders, or a published set in `data`, as its parts; and a line that says how they were made.
 
@@ -45,6 +47,8 @@ def open_parts(
         fold: for sets in folds, which one is the test: "2" for train-2 and fold-2. None: that of `run`, or the first.
         run: folder of a run whose recorded split holds, where it names recordings of a folder without parts: drawn
             anew after recordings came or went, test would hold some that trained the run. New ones are in no part.
+        start: folder of a run that a training begins with. Its recordings keep their parts, by their names, so that
+            none that trained it is in test; new ones are drawn.
 
     Raises:
         InputError: no such set or folder, or one that cannot train; the line says why.
@@ -69,13 +73,22 @@ def open_parts(
     samples = class_folders(source)
     recorded = _recorded(samples, run)
     if recorded:
-        return recorded, "as recorded"
+        n_new = len(samples) - sum(map(len, recorded.values()))
+        more = f"; {counted(n_new, 'new one is', 'new ones are')} in none" if n_new else ""
+        return recorded, f"as the run recorded them{more}"
     first = first_copies([samples.read(i) for i in range(len(samples))])
     copies = int(np.sum(first != np.arange(len(samples))))
+    kept = _parts_of(samples, start)
     how = f"70/15/15 drawn by class, seed {seed}"
+    if (n_kept := int(np.sum(kept >= 0))) and start is not None:
+        new = counted(len(samples) - n_kept, "new one is", "new ones are")
+        how = f"{n_kept} recordings stay in the parts that {as_text(start.name)} had them in, {new} drawn by class, seed {seed}"
     if copies:
         how += f"; {counted(copies, 'copy of a file stays', 'copies of files stay')} on the side of the original"
-    return draw(samples, PARTS, seed, first), how
+    if torn := int(np.sum(samples.targets[first] != samples.targets)):
+        how += f"; {torn} of them in another class than the original, so that one of the two labels is wrong"
+    parts = draw(samples, PARTS, seed, first, kept)
+    return parts, how + _untested(parts)
 
 
 def first_copies(paths: Sequence[Path]) -> NDArray[np.int64]:
@@ -106,14 +119,30 @@ def _leak(train: LabelledSet, test: LabelledSet) -> str:
     return f"; {known} of the {len(test)} test files are copies of training files, so the test score is too high"
 
 
+def _untested(parts: Mapping[str, LabelledSet]) -> str:
+    """A warning of classes that have no test recordings, since they have too few."""
+    names = parts["train"].card.class_names
+    tested = set(parts["test"].targets.tolist()) if "test" in parts else set()
+    untested = [name for index, name in enumerate(names) if index not in tested]
+    if not untested:
+        return ""
+    shown = ", ".join(untested[:SHOWN]) + (" …" if len(untested) > SHOWN else "")
+    return f"; too few recordings to test {'any class' if not tested else shown}"
+
+
 def draw(
-    samples: LabelledSet, parts: tuple[str, ...], seed: int, first: NDArray[np.int64] | None = None
+    samples: LabelledSet,
+    parts: tuple[str, ...],
+    seed: int,
+    first: NDArray[np.int64] | None = None,
+    kept: NDArray[np.int64] | None = None,
 ) -> dict[str, LabelledSet]:
     """Divide a set: each class gives its share to each part, at least one where it can;
     groups and copies stay together. A part that gets nothing is left out.
 
     Args:
         first: of each sample the position of its first copy, as `first_copies` gives it.
+        kept: of each sample the position of its part in `parts`, -1 where it is to be drawn; for sets without groups.
 
     Raises:
         InputError: a class that cannot be in train and in the next part too.
@@ -125,8 +154,13 @@ def draw(
     else:
         first = np.arange(len(samples)) if first is None else first
         is_first = first == np.arange(len(samples))
+        given = np.full(len(samples), -1)
+        if kept is not None:
+            for part in range(len(parts))[::-1]:  # a file that trained trains, in whatever parts its copies were
+                given[first[kept == part]] = part
+        owner[given > 0] = given[given > 0]
         for target in np.unique(samples.targets):
-            _draw_class(np.flatnonzero((samples.targets == target) & is_first), parts, owner, rng)
+            _draw_class(np.flatnonzero((samples.targets == target) & is_first), parts, owner, given, rng)
         owner = owner[first]
     missing = set(samples.targets.tolist()) - set(samples.targets[owner == 0].tolist())
     if missing:
@@ -187,6 +221,13 @@ def _recorded(samples: LabelledSet, run: Path | None) -> dict[str, LabelledSet]:
     return {part: samples.subset(found, part) for part, found in rows.items() if found}
 
 
+def _parts_of(samples: LabelledSet, run: Path | None) -> NDArray[np.int64]:
+    """Of each sample the position in `PARTS` of the part in which a run recorded its name; -1 if in none."""
+    before = _record_of(run)
+    part_of = {name: i for i, part in enumerate(PARTS) for name in before.get(part, ())}
+    return np.array([part_of.get(name, -1) for name in samples.ids])
+
+
 def _recorded_fold(name: str, run: Path | None) -> str | None:
     """The test fold of a published set that a run recorded."""
     before = _record_of(run)
@@ -207,15 +248,20 @@ def _ids(parts: Mapping[str, LabelledSet]) -> dict[str, list[str]]:
 
 
 def _draw_class(
-    members: NDArray[np.int64], parts: tuple[str, ...], owner: NDArray[np.int64], rng: np.random.Generator
+    members: NDArray[np.int64],
+    parts: tuple[str, ...],
+    owner: NDArray[np.int64],
+    given: NDArray[np.int64],
+    rng: np.random.Generator,
 ) -> None:
-    members = rng.permutation(members)
-    taken = 0
+    free = rng.permutation(members[given[members] < 0])
+    trains, taken = int(np.sum(given[members] == 0)), 0
     for i, part in enumerate(parts[1:], start=1):
-        count = max(1, round(SHARES[part] * len(members)))
-        if taken + count >= len(members):  # a class of two: one trains, one validates, none is left to test
+        count = max(1, round(SHARES[part] * len(members))) - int(np.sum(given[members] == i))
+        if count > 0 and taken + count >= len(free) + trains:  # of two, one trains, one validates, none is left to test
             break
-        owner[members[taken : taken + count]] = i
+        count = min(max(0, count), len(free) - taken)
+        owner[free[taken : taken + count]] = i
         taken += count
 
 
