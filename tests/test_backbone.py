@@ -20,7 +20,7 @@ from unipercept.backbone import (
     layer_id,
     seed_weights,
 )
-from unipercept.blocks import Block, DilatedReparamConv, GlobalResponseNorm, has_hooks_inside, through
+from unipercept.blocks import Block, DepthwiseConv2d, DilatedReparamConv, GlobalResponseNorm, has_hooks_inside, through
 from unipercept.errors import InputError
 from unipercept.reparam import reparameterize
 
@@ -313,6 +313,50 @@ def test_a_replaced_layer_is_called_and_never_merged(deploy):
     if not deploy:
         with pytest.raises(InputError, match="its own layers alone, not with a Identity"):
             reparameterize(block)
+
+
+SETTINGS = [
+    ("downsample_layers.3.0", "stride", (1, 1)),
+    ("downsample_layers.0.0", "padding_mode", "circular"),
+    ("downsample_layers.0.2", "approximate", "tanh"),
+    ("downsample_layers.2.1", "eps", 0.5),
+    ("stages.1.0.act.0", "approximate", "tanh"),
+    ("stages.0.0.dwconv", "dilation", 2),
+    ("stages.1.0.dwconv.lk_origin", "padding", "circular"),
+]
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(("place", "name", "value"), SETTINGS, ids=lambda value: str(value))
+def test_what_a_layer_was_set_to_counts(place, name, value, deploy):
+    """Strides changed for dense prediction and paddings for a globe had no effect."""
+    torch.manual_seed(0)
+    model = UniRepLKNet((1, 1, 1, 1), (8, 16, 24, 32), ((3,), (7,), (13,), (13,)), num_classes=3, deploy=deploy)
+    model, x = randomised(model.double()).eval(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        before = model.forward_features(x)
+        setattr(model.get_submodule(place), name, value)
+        found = model.forward_features(x)
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)  # all layers are called
+        expected = model.forward_features(x)
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= 1e-12 * expected.norm()
+        assert found.shape != before.shape or (found - before).norm() >= 1e-6 * before.norm()
+
+
+def test_a_merged_block_pads_and_dilates_as_before():
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 20, 20)
+    for size, name, value in ((3, "dilation", 2), (3, "padding", "circular"), (7, "padding", "circular")):
+        block = randomised(Block(8, size, layer_scale=1.0)).eval()
+        for layer in block.modules():
+            if isinstance(layer, DepthwiseConv2d):
+                setattr(layer, name, value)
+        torch.testing.assert_close(reparameterize(block)(x), block(x))
+    block.spatial.padding = "zero"
+    with pytest.raises(InputError, match="the same padding"):
+        reparameterize(block)
 
 
 def test_branches_whose_norms_differ_keep_their_own_ways():

@@ -132,7 +132,18 @@ def _merged_block(block: Block) -> Block:
     spatial = fold_spatial(block)
     if spatial is not None:
         _fill(merged.spatial, spatial)
+        _set_as(merged.spatial, block)
     return merged.eval()
+
+
+def _set_as(layer: nn.Module | None, block: Block) -> None:
+    """Give the merged convolution the dilation and padding that those of the block were set to."""
+    assert isinstance(layer, DepthwiseConv2d)
+    assert block.spatial is not None
+    layer.dilation, layer.padding = block.spatial.dilation, block.spatial.padding
+    branches = list(block.dwconv.branch_layers()) if isinstance(block.dwconv, DilatedReparamConv) else []
+    if branches and (layer.dilation > 1 or any(branch.padding != layer.padding for branch, _ in branches)):
+        raise InputError("branches are merged where the large kernel has no dilation and all have the same padding")
 
 
 def _fill(layer: nn.Module | None, folded: Folded) -> None:
