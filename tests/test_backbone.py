@@ -492,6 +492,24 @@ def test_half_precision_stays_finite_on_large_activations():
     assert torch.isfinite(model(300 * torch.randn(1, 3, 128, 128, dtype=torch.bfloat16))).all()
 
 
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(
+    "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_an_empty_batch_has_empty_results(place, deploy):
+    """Such as the crops of a picture in which nothing was found."""
+    kernel_sizes = ((3,), (7,), (13,), (13,))
+    model = UniRepLKNet((1, 1, 1, 1), (16, 32, 48, 64), kernel_sizes, num_classes=3, deploy=deploy).to(place).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(0, 3, 64, 64, device=place, dtype=dtype, requires_grad=True)
+        found = model.to(dtype)(x)
+        assert (found.shape, found.dtype) == ((0, 3), dtype)
+        found.sum().backward()
+        assert all(not parameter.grad.any() for parameter in model.parameters())
+        with torch.no_grad():
+            assert [map_.shape[1] for map_ in model.forward_stages(x)] == [16, 32, 48, 64]
+
+
 def test_an_exported_model_takes_other_sizes():
     model = reparameterize(tiny(num_classes=5))
     example = (torch.randn(2, 3, 64, 96),)

@@ -152,10 +152,8 @@ def _squeezed(parameter: Tensor, is_matrix: bool) -> Tensor:
 
 
 def _check(y: Tensor, sums: Tensor | None, weights: Weights) -> None:
-    if y.ndim != 4 or y.numel() == 0 or not y.is_floating_point():
-        raise InputError(
-            f"feed_forward needs a floating-point y BxHxWxC that is not empty, got {_shape(y)} in {y.dtype}"
-        )
+    if y.ndim != 4 or 0 in y.shape[1:] or not y.is_floating_point():  # a batch may be empty
+        raise InputError(f"feed_forward needs a floating-point y BxHxWxC with cells, got {_shape(y)} in {y.dtype}")
     channels, squeezed, hidden = y.shape[3], weights.down_b.shape[0], weights.b1.shape[0]
     expected = (
         (squeezed, channels), (squeezed,), (channels, squeezed), (channels,), (hidden, channels), (hidden,), (hidden,),
@@ -186,6 +184,8 @@ def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
     """
 
     def why_not(name: str) -> str | None:
+        if not len(y):
+            return "the batch is empty"
         if name == "cpu":
             from unipercept.kernels.feed_forward import cpu  # on first use: what it needs may not be installed
 
