@@ -67,7 +67,7 @@ def _chosen(x: Tensor, w_shape: torch.Size, asked: str) -> str:
 
 @torch.library.custom_op("unipercept::image_conv2d", mutates_args=())
 def _operator(x: Tensor, w: Tensor, implementation: str) -> Tensor:
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = _laid_out(x)
     if _chosen(x, w.shape, implementation) == "gpu":
         from unipercept.kernels.image_conv2d.gpu import image_conv2d_gpu  # on first use: a CPU install needs no Triton
 
@@ -85,7 +85,7 @@ def _(x: Tensor, w: Tensor, implementation: str) -> Tensor:
 @torch.library.custom_op("unipercept::image_conv2d_weight_gradient", mutates_args=())
 def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
     """Gradient of `w`, in its type and layout."""
-    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    x, grad = _laid_out(x), _laid_out(grad)
     if _chosen(x, w.shape, implementation) == "gpu":
         from unipercept.kernels.image_conv2d.gpu import weight_gradient_gpu
 
@@ -96,6 +96,26 @@ def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) ->
 @_weight_gradient.register_fake
 def _(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
     return torch.empty_like(w)
+
+
+@torch.library.custom_op("unipercept::image_conv2d_input_gradient", mutates_args=())
+def _input_gradient(grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """Gradient of `x`, channels-last: torch's."""
+    found = _gradients(_laid_out(grad), x, w, [True, False, False])[0]
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+@_input_gradient.register_fake
+def _(grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """`x` channels-last, from an address that is a multiple of 16 on. With a gradient that began elsewhere (float16, 5
+    channels to 40, H200, torch 2.11) that of the weight was wrong, or a launch ended with an illegal memory access.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
 
 
 def _gradients(grad: Tensor, x: Tensor, w: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +133,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     x, w = ctx.saved_tensors
-    grad_x = _gradients(grad, x, w, [True, False, False])[0] if ctx.needs_input_grad[0] else None
+    grad_x = _input_gradient(grad, x, w) if ctx.needs_input_grad[0] else None
     grad_w = _weight_gradient(grad, x, w, ctx.implementation) if ctx.needs_input_grad[1] else None
     return grad_x, grad_w, None
 
