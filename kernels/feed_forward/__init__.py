@@ -36,6 +36,7 @@ from unipercept.kernels.feed_forward.reference import (
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_TRAINED_IMAGES = 65_535  # an image each along a grid's third dimension
+MOST_HIDDEN = 2_000_000_000  # of an image: passes over it count in 32 bits, some rows beyond its end too
 
 
 def feed_forward(
@@ -178,7 +179,7 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
+def _chosen(operation: str, y: Tensor, hidden: int, asked: str | None) -> str:
     """The implementation to run; it is chosen inside the operators, so that a compiled
     program runs on either device.
     """
@@ -196,6 +197,8 @@ def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
             return "float32 products are left to cuBLAS"
         if operation != "feed_forward" and y.shape[0] > MOST_TRAINED_IMAGES:
             return f"they train on up to {MOST_TRAINED_IMAGES} images at once, got {y.shape[0]}"
+        if y.shape[1] * y.shape[2] * hidden > MOST_HIDDEN:
+            return f"they take up to {MOST_HIDDEN:,} hidden values an image, got {tuple(y.shape[1:3])} of {hidden}"
         return why_no_triton(y, GPU_TYPES)
 
     return choose(operation, ("reference", "cpu", "gpu"), y, asked, why_not)
@@ -205,7 +208,7 @@ def _infer(
     y: Tensor, residual: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor,
     w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None, implementation: str | None,
 ) -> Tensor:  # fmt: skip
-    chosen = _chosen("feed_forward", y, implementation)
+    chosen = _chosen("feed_forward", y, len(b1), implementation)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
     weights = Weights(*cast_together(given, y.dtype))  # type: ignore[arg-type]
     if chosen == "cpu":
@@ -239,7 +242,7 @@ def _training(
     """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the
     weights as `pack` casts them.
     """
-    chosen = _chosen("feed_forward_train", y, implementation)
+    chosen = _chosen("feed_forward_train", y, len(b1), implementation)
     y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
@@ -293,7 +296,7 @@ def _gradients(
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
-    chosen = _chosen("feed_forward_backward", y, implementation)
+    chosen = _chosen("feed_forward_backward", y, len(b1), implementation)
     grad, y = grad.contiguous(), y.contiguous()
     saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, grown)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)

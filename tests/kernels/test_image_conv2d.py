@@ -56,7 +56,9 @@ def test_value_and_gradients_are_rounded_once(shape, width, dtype, triton_device
 
 
 @on_gpu
-@pytest.mark.parametrize(("shape", "width"), [((1, 5, 33, 57), 40), ((2, 4, 20, 30), 40), ((2, 3, 33, 33), 40)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "width"), [((1, 5, 33, 57), 40), ((2, 4, 20, 30), 40), ((2, 3, 33, 33), 40)], ids=str
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("offset", [0, 3, 4])
 def test_maps_and_gradients_may_begin_anywhere(shape, width, dtype, offset):
