@@ -315,6 +315,23 @@ def test_a_replaced_layer_is_called_and_never_merged(deploy):
             reparameterize(block)
 
 
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("deploy", [False, True])
+def test_a_replaced_convolution_is_called_and_never_merged(deploy, size):
+    """In the inference form it was left out."""
+    torch.manual_seed(0)
+    block, x = randomised(Block(8, size, deploy=deploy, layer_scale=1.0)).eval(), torch.randn(2, 8, 6, 6)
+    block.dwconv = nn.Conv2d(8, 8, size, padding=size // 2, groups=8)
+    y = block.pwconv2(block.act(block.pwconv1(block.se(block.norm(block.dwconv(x))))))
+    if block.gamma is not None:
+        y = y * block.gamma.view(-1, 1, 1)
+    for call in (block, lambda x: through([block], x)):
+        torch.testing.assert_close(call(x), x + y)
+    if not deploy:
+        with pytest.raises(InputError, match="its own layers alone, not with a Conv2d"):
+            reparameterize(block)
+
+
 SETTINGS = [
     ("downsample_layers.3.0", "stride", (1, 1)),
     ("downsample_layers.0.0", "padding_mode", "circular"),

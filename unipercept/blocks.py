@@ -151,8 +151,8 @@ class DilatedReparamConv(nn.Module):
         if has_hooks_inside(self):
             return cast(Tensor, sum(norm(layer(x)) for layer, norm in zip(layers, norms, strict=True)))
         kernels, dilations = [layer.weight.shape[-1] for layer in layers], [layer.dilation for layer in layers]
-        pads_zeros = all(layer.padding == "zero" for layer in layers)
-        if not (pads_zeros and take_batch_statistics(norms) and is_merged(x, kernels, dilations)):
+        are_plain = all(_is_kind(layer, DepthwiseConv2d) and layer.padding == "zero" for layer in layers)
+        if not (are_plain and take_batch_statistics(norms) and is_merged(x, kernels, dilations)):
             return summed_norms([layer(x) for layer in layers], norms)
         weights = [layer.weight for layer in layers]
         total, means, variances = branch_norm_sum(
@@ -342,7 +342,8 @@ class Block(nn.Module):
 
     def calls_layers(self) -> bool:
         """Whether the layers are called, since their weights do not say all that they do."""
-        return self.replaced_layer() is not None or has_hooks_inside(self)
+        is_replaced = self.replaced_layer() is not None or (self.deploy and self.replaced_convolution() is not None)
+        return is_replaced or has_hooks_inside(self)
 
     def replaced_layer(self) -> nn.Module | None:
         """A layer that computes otherwise than the kind of layer whose weights are taken, or None."""
@@ -352,6 +353,11 @@ class Block(nn.Module):
             if not (_is_kind(layer, kind) and (kind is not nn.GELU or layer.approximate == "none")):
                 return cast(nn.Module, layer)
         return None
+
+    def replaced_convolution(self) -> nn.Module | None:
+        """The same of the depthwise convolution (the large one of a dilated re-parameterised one)."""
+        layer = _large(self._modules["dwconv"])
+        return None if _is_kind(layer, DepthwiseConv2d if self.kernel_size else nn.Identity) else layer
 
     def folded_weights(self) -> BlockWeights:
         """The weights of the inference form of a block with a convolution."""
@@ -499,7 +505,9 @@ def _is_folded(block: nn.Module) -> bool:
     return (
         type(block) is Block
         and block.deploy
-        and _pads_zeros(block._modules["dwconv"])
+        and block.kernel_size > 0
+        and block.replaced_convolution() is None
+        and _pads_zeros(_large(block._modules["dwconv"]))
         and not (block.training and block.drop_path.rate > 0)
         and not has_hooks(block)
         and block.replaced_layer() is None
@@ -507,10 +515,14 @@ def _is_folded(block: nn.Module) -> bool:
     )
 
 
-def _pads_zeros(mixer: Any) -> bool:
-    """Whether it is a convolution, without dilation and with zeros beyond the map."""
-    layer = mixer._modules["lk_origin"] if isinstance(mixer, DilatedReparamConv) else mixer
-    return isinstance(layer, DepthwiseConv2d) and layer.dilation == 1 and layer.padding == "zero"
+def _large(mixer: Any) -> Any:
+    """The large convolution of a dilated re-parameterised one; another layer as it is."""
+    return mixer._modules["lk_origin"] if type(mixer) is DilatedReparamConv else mixer
+
+
+def _pads_zeros(layer: DepthwiseConv2d) -> bool:
+    """Whether it is a convolution without dilation and with zeros beyond the map."""
+    return layer.dilation == 1 and layer.padding == "zero"
 
 
 def _spatial_mixer(channels: int, kernel_size: int, deploy: bool, has_branches: bool) -> nn.Module:

@@ -119,11 +119,12 @@ def reparameterize(model: Model) -> Model:
 
 
 def _merged_block(block: Block) -> Block:
-    if (replaced := block.replaced_layer()) is not None:
-        raise InputError(
-            f"a block can be merged with its own layers alone, not with a {type(replaced).__name__}: merge adapters into the "
-            "weights of their layers first"
-        )
+    for replaced in (block.replaced_layer(), block.replaced_convolution()):
+        if replaced is not None:
+            raise InputError(
+                f"a block can be merged with its own layers alone, not with a {type(replaced).__name__}: merge adapters into "
+                "the weights of their layers first"
+            )
     like = block.expand.weight
     merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True).to(like.device, like.dtype)
     merged.se, merged.pwconv1 = copy.deepcopy((block.se, block.pwconv1))
