@@ -527,6 +527,16 @@ def test_an_empty_batch_has_empty_results(place, deploy):
             assert [map_.shape[1] for map_ in model.forward_stages(x)] == [16, 32, 48, 64]
 
 
+@pytest.mark.parametrize("deploy", [False, True])
+def test_shapes_are_known_without_memory(deploy):
+    with torch.device("meta"):
+        model = UniRepLKNet((1, 1, 1, 1), (8, 16, 24, 32), ((3,), (7,), (13,), (13,)), num_classes=3, deploy=deploy)
+        found = model(torch.empty(2, 3, 64, 64))
+    assert (found.shape, found.device.type) == ((2, 3), "meta")
+    found.sum().backward()
+    assert model.stages[1][0].expand.weight.grad.shape == (64, 16)
+
+
 def test_an_exported_model_takes_other_sizes():
     model = reparameterize(tiny(num_classes=5))
     example = (torch.randn(2, 3, 64, 96),)

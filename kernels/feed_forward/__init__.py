@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.cast import cast_together, pack, packed_size, unpacked
-from unipercept.kernels.dispatch import call, check_no_tangent, choose, is_forced, why_no_triton
+from unipercept.kernels.dispatch import autocast_dtype, call, check_no_tangent, choose, is_forced, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Norm,
@@ -139,8 +139,7 @@ def _prepare(
     """The arguments, checked, `y` in the autocast type, and without the dimensions of
     size one that modules give them.
     """
-    if torch.is_autocast_enabled(y.device.type) and y.dtype != torch.float64:
-        y = y.to(torch.get_autocast_dtype(y.device.type))
+    y = y.to(autocast_dtype(y) or y.dtype)
     weights = Weights(*(p if p is None or i in (4, 8) else _squeezed(p, i in (0, 2)) for i, p in enumerate(parameters)))  # type: ignore[arg-type]
     _check(y, sums, weights)
     return y, sums, weights

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import check_no_tangent, choose, why_no_triton
+from unipercept.kernels.dispatch import autocast_dtype, check_no_tangent, choose, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS, MAX_WIDTH = 7, 256  # of the input and of the result
@@ -33,8 +33,7 @@ def image_conv2d(x: Tensor, w: Tensor, *, implementation: str | None = None) -> 
     Raises:
         InputError: shapes or types that do not fit, or an implementation that cannot run here.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, w = x.to(dtype), w.to(dtype)
     if x.ndim != 4 or w.shape[1:] != (x.shape[1], 3, 3) or w.dtype != x.dtype or w.device != x.device:
         raise InputError(
@@ -48,10 +47,20 @@ def image_conv2d(x: Tensor, w: Tensor, *, implementation: str | None = None) -> 
 
 def takes(x: Tensor, w: Tensor) -> bool:
     """Whether it is faster than PyTorch's: 16-bit types, autocast's included, of few channels on a GPU."""
-    casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(x.device.type) if casts else x.dtype
-    fits = x.ndim == 4 and w.shape[1:] == (x.shape[1], 3, 3) and x.numel() > 0 and (casts or w.dtype == x.dtype)
-    return x.is_cuda and dtype in GPU_TYPES and fits and 1 <= x.shape[1] <= MAX_CHANNELS and w.shape[0] <= MAX_WIDTH
+    casts = autocast_dtype(x)
+    fits = (
+        x.ndim == 4
+        and w.shape[1:] == (x.shape[1], 3, 3)
+        and x.numel() > 0
+        and (casts is not None or w.dtype == x.dtype)
+    )
+    return (
+        x.is_cuda
+        and (casts or x.dtype) in GPU_TYPES
+        and fits
+        and 1 <= x.shape[1] <= MAX_CHANNELS
+        and w.shape[0] <= MAX_WIDTH
+    )
 
 
 def _chosen(x: Tensor, w_shape: torch.Size, asked: str) -> str:
