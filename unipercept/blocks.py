@@ -496,7 +496,7 @@ def _says_all(layer: Any, kind: type[nn.Module]) -> bool:
 
 
 def _is_kind(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Or computes as that does, with weights that are parametrised."""
+    """Whether a layer is of that kind, or computes as one does (with parametrised weights, say)."""
     return type(layer) is kind or type(layer).forward is kind.forward
 
 

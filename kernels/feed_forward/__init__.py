@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.cast import cast_together, pack, packed_size, unpacked
+from unipercept.kernels.cast import cast_together, dense, pack, packed_size, unpacked
 from unipercept.kernels.dispatch import autocast_dtype, call, check_no_tangent, choose, is_forced, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
@@ -208,7 +208,7 @@ def _infer(
     w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None, implementation: str | None,
 ) -> Tensor:  # fmt: skip
     chosen = _chosen("feed_forward", y, len(b1), implementation)
-    y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
+    y, given = dense(y), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
     weights = Weights(*cast_together(given, y.dtype))  # type: ignore[arg-type]
     if chosen == "cpu":
         from unipercept.kernels.feed_forward.cpu import feed_forward_cpu
@@ -217,7 +217,7 @@ def _infer(
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_gpu  # on first use: a CPU install needs no Triton
 
-        return feed_forward_gpu(y, residual.contiguous(), sums, weights)
+        return feed_forward_gpu(y, dense(residual), sums, weights)
     output, _ = feed_forward_reference(y, sums, weights)
     return (residual + output).to(residual.dtype).contiguous()
 
@@ -242,7 +242,7 @@ def _training(
     weights as `pack` casts them.
     """
     chosen = _chosen("feed_forward_train", y, len(b1), implementation)
-    y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
+    y, given = dense(y), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
     norm = None
@@ -296,7 +296,7 @@ def _gradients(
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
     chosen = _chosen("feed_forward_backward", y, len(b1), implementation)
-    grad, y = grad.contiguous(), y.contiguous()
+    grad, y = dense(grad), dense(y)
     saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, grown)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
+from unipercept.kernels.cast import dense
 from unipercept.kernels.dispatch import autocast_dtype, check_no_tangent, choose, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
@@ -107,24 +108,9 @@ def _(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
     return torch.empty_like(w)
 
 
-@torch.library.custom_op("unipercept::image_conv2d_input_gradient", mutates_args=())
-def _input_gradient(grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    """Gradient of `x`, channels-last: torch's."""
-    found = _gradients(_laid_out(grad), x, w, [True, False, False])[0]
-    return found.contiguous(memory_format=torch.channels_last)
-
-
-@_input_gradient.register_fake
-def _(grad: Tensor, x: Tensor, w: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.channels_last)
-
-
 def _laid_out(x: Tensor) -> Tensor:
-    """`x` channels-last, from an address that is a multiple of 16 on. With a gradient that began elsewhere (float16, 5
-    channels to 40, H200, torch 2.11) that of the weight was wrong, or a launch ended with an illegal memory access.
-    """
-    x = x.contiguous(memory_format=torch.channels_last)
-    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
+    """Dense and channels-last; see `dense` for the address."""
+    return dense(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _gradients(grad: Tensor, x: Tensor, w: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +128,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
     x, w = ctx.saved_tensors
-    grad_x = _input_gradient(grad, x, w) if ctx.needs_input_grad[0] else None
+    grad_x = _gradients(grad, x, w, [True, False, False])[0] if ctx.needs_input_grad[0] else None
     grad_w = _weight_gradient(grad, x, w, ctx.implementation) if ctx.needs_input_grad[1] else None
     return grad_x, grad_w, None
 
