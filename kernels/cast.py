@@ -39,7 +39,17 @@ def unpacked(flat: Tensor, tensors: Sequence[Tensor | None], dtype: torch.dtype)
     """`tensors`, contiguous and in `dtype`: views of what `pack` made of them where it did."""
     places = _places(flat, [t for t in tensors if t is not None and t.dtype != dtype])
     each = iter(places)
-    return [t if t is None else t.contiguous() if t.dtype == dtype else next(each) for t in tensors]
+    return [t if t is None else dense(t) if t.dtype == dtype else next(each) for t in tensors]
+
+
+def dense(t: Tensor) -> Tensor:
+    """`t` contiguous, and on a GPU from a multiple of 16 bytes on.
+
+    For other addresses Triton compiles another kernel, and that of `image_conv2d`'s weight gradient computed the last 8
+    of 40 channels wrongly, or ended with an illegal memory access (Triton 3.6, H200).
+    """
+    t = t.contiguous()
+    return t.clone() if t.is_cuda and t.data_ptr() % 16 else t
 
 
 def _places(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -166,6 +166,14 @@ def _asks_for_plain() -> bool:
     return not torch.compiler.is_compiling() and _is_plain.get()  # a compiler cannot read a context variable
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The type that autocast gives to operands such as `x`; None where it is off, and for float64, which it leaves."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # of meta torch knows none
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def is_forward_mode() -> bool:
     """Whether forward-mode gradients may be taken. Operators of torch.library would drop them
     without a word; plain PyTorch has them.

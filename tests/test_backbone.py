@@ -21,7 +21,7 @@ from unipercept.backbone import (
     layer_id,
     seed_weights,
 )
-from unipercept.blocks import Block, DilatedReparamConv, GlobalResponseNorm, has_hooks_inside, through
+from unipercept.blocks import Block, DepthwiseConv2d, DilatedReparamConv, GlobalResponseNorm, has_hooks_inside, through
 from unipercept.errors import InputError
 from unipercept.reparam import reparameterize
 
@@ -319,6 +319,67 @@ def test_a_replaced_layer_is_called_and_never_merged(deploy):
             reparameterize(block)
 
 
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("deploy", [False, True])
+def test_a_replaced_convolution_is_called_and_never_merged(deploy, size):
+    """In the inference form it was left out."""
+    torch.manual_seed(0)
+    block, x = randomised(Block(8, size, deploy=deploy, layer_scale=1.0)).eval(), torch.randn(2, 8, 6, 6)
+    block.dwconv = nn.Conv2d(8, 8, size, padding=size // 2, groups=8)
+    y = block.pwconv2(block.act(block.pwconv1(block.se(block.norm(block.dwconv(x))))))
+    if block.gamma is not None:
+        y = y * block.gamma.view(-1, 1, 1)
+    for call in (block, lambda x: through([block], x)):
+        torch.testing.assert_close(call(x), x + y)
+    if not deploy:
+        with pytest.raises(InputError, match="its own layers alone, not with a Conv2d"):
+            reparameterize(block)
+
+
+SETTINGS = [
+    ("downsample_layers.3.0", "stride", (1, 1)),
+    ("downsample_layers.0.0", "padding_mode", "circular"),
+    ("downsample_layers.0.2", "approximate", "tanh"),
+    ("downsample_layers.2.1", "eps", 0.5),
+    ("stages.1.0.act.0", "approximate", "tanh"),
+    ("stages.0.0.dwconv", "dilation", 2),
+    ("stages.1.0.dwconv.lk_origin", "padding", "circular"),
+]
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(("place", "name", "value"), SETTINGS, ids=lambda value: str(value))
+def test_what_a_layer_was_set_to_counts(place, name, value, deploy):
+    """Strides changed for dense prediction and paddings for a globe had no effect."""
+    torch.manual_seed(0)
+    model = UniRepLKNet((1, 1, 1, 1), (8, 16, 24, 32), ((3,), (7,), (13,), (13,)), num_classes=3, deploy=deploy)
+    model, x = randomised(model.double()).eval(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        before = model.forward_features(x)
+        setattr(model.get_submodule(place), name, value)
+        found = model.forward_features(x)
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)  # all layers are called
+        expected = model.forward_features(x)
+        assert found.shape == expected.shape
+        assert (found - expected).norm() <= 1e-12 * expected.norm()
+        assert found.shape != before.shape or (found - before).norm() >= 1e-6 * before.norm()
+
+
+def test_a_merged_block_pads_and_dilates_as_before():
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 20, 20)
+    for size, name, value in ((3, "dilation", 2), (3, "padding", "circular"), (7, "padding", "circular")):
+        block = randomised(Block(8, size, layer_scale=1.0)).eval()
+        for layer in block.modules():
+            if isinstance(layer, DepthwiseConv2d):
+                setattr(layer, name, value)
+        torch.testing.assert_close(reparameterize(block)(x), block(x))
+    block.spatial.padding = "zero"
+    with pytest.raises(InputError, match="the same padding"):
+        reparameterize(block)
+
+
 def test_branches_whose_norms_differ_keep_their_own_ways():
     torch.manual_seed(0)
     conv = DilatedReparamConv(8, 7).train()
@@ -469,6 +530,34 @@ def test_layer_decay_covers_every_parameter_once_as_published():
 def test_half_precision_stays_finite_on_large_activations():
     model = reparameterize(tiny()).to(torch.bfloat16)
     assert torch.isfinite(model(300 * torch.randn(1, 3, 128, 128, dtype=torch.bfloat16))).all()
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize(
+    "place", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
+def test_an_empty_batch_has_empty_results(place, deploy):
+    """Such as the crops of a picture in which nothing was found."""
+    kernel_sizes = ((3,), (7,), (13,), (13,))
+    model = UniRepLKNet((1, 1, 1, 1), (16, 32, 48, 64), kernel_sizes, num_classes=3, deploy=deploy).to(place).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.zeros(0, 3, 64, 64, device=place, dtype=dtype, requires_grad=True)
+        found = model.to(dtype)(x)
+        assert (found.shape, found.dtype) == ((0, 3), dtype)
+        found.sum().backward()
+        assert all(not parameter.grad.any() for parameter in model.parameters())
+        with torch.no_grad():
+            assert [map_.shape[1] for map_ in model.forward_stages(x)] == [16, 32, 48, 64]
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_shapes_are_known_without_memory(deploy):
+    with torch.device("meta"):
+        model = UniRepLKNet((1, 1, 1, 1), (8, 16, 24, 32), ((3,), (7,), (13,), (13,)), num_classes=3, deploy=deploy)
+        found = model(torch.empty(2, 3, 64, 64))
+    assert (found.shape, found.device.type) == ((2, 3), "meta")
+    found.sum().backward()
+    assert model.stages[1][0].expand.weight.grad.shape == (64, 16)
 
 
 def test_an_exported_model_takes_other_sizes():

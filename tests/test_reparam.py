@@ -6,6 +6,7 @@ import torch
 
 from unipercept.backbone import build_backbone
 from unipercept.blocks import BRANCHES, DilatedReparamConv
+from unipercept.errors import InputError
 from unipercept.reparam import densify, fuse_bn, merge_branches, reparameterize
 
 
@@ -33,6 +34,17 @@ def test_the_merged_model_gives_the_same_output(model):
     x = torch.randn(2, 3, 70, 50, dtype=torch.float64)
     expected = model(x)
     assert (reparameterize(model)(x) - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_synchronised_norms_merge_as_others_and_norms_without_statistics_do_not(model):
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place
+    assert torch.allclose(reparameterize(converted)(x), converted(x), rtol=1e-10)
+    for other in (torch.nn.GroupNorm(4, 12), torch.nn.BatchNorm2d(12, affine=False)):
+        converted.stages[1][0].norm = other
+        with pytest.raises(InputError, match=f"can be merged, not {type(other).__name__}"):
+            reparameterize(converted)
 
 
 @torch.no_grad()

@@ -76,15 +76,22 @@ class ConvNorm(nn.Sequential):
     [conv, norm, GELU, conv, norm].
 
     A sequence with the keys of the official files. The norms' kernels also add the
-    convolutions' biases and apply the GELU.
+    convolutions' biases and apply the GELU. Where a layer has a hook, was replaced or set otherwise (another stride,
+    say), the layers are called one after the other instead.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if has_hooks_inside(self):
+        if self.calls_layers():
             return cast(Tensor, nn.Sequential.forward(self, x))  # type: ignore[no-untyped-call]
         for w, shift, weight, bias, eps, gelu in self.weights():
             x = conv_norm2d(x, w, shift, weight, bias, eps=eps, gelu=gelu)
         return x
+
+    def calls_layers(self) -> bool:
+        """Whether the layers are called, since their weights do not say all that they do."""
+        layers = list(self)
+        said = len(layers) % 3 == 2 and all(_says_all(layer, DOWNSAMPLING[i % 3]) for i, layer in enumerate(layers))
+        return not said or has_hooks_inside(self)
 
     def weights(self) -> list[ConvNormWeights]:
         """The parameters of each convolution with its norm, as `folded_stages` and `conv_norm2d` take them."""
@@ -143,7 +150,8 @@ class DilatedReparamConv(nn.Module):
         if has_hooks_inside(self):
             return cast(Tensor, sum(norm(layer(x)) for layer, norm in zip(layers, norms, strict=True)))
         kernels, dilations = [layer.weight.shape[-1] for layer in layers], [layer.dilation for layer in layers]
-        if not take_batch_statistics(norms) or not is_merged(x, kernels, dilations):
+        are_plain = all(_is_kind(layer, DepthwiseConv2d) and layer.padding == "zero" for layer in layers)
+        if not (are_plain and take_batch_statistics(norms) and is_merged(x, kernels, dilations)):
             return summed_norms([layer(x) for layer in layers], norms)
         weights = [layer.weight for layer in layers]
         total, means, variances = branch_norm_sum(
@@ -230,6 +238,8 @@ class ToChannelsFirst(nn.Module):
         return x.permute(0, 3, 1, 2).contiguous()
 
 
+# The layers of a `ConvNorm` in turn.
+DOWNSAMPLING = (nn.Conv2d, LayerNorm2d, nn.GELU)
 # Of a block, those that are called only where one has a hook or is of another kind; operations take their weights.
 LAYERS_BY_WEIGHTS = (
     ("se", "down", nn.Conv2d),
@@ -310,7 +320,9 @@ class Block(nn.Module):
         """The inference form; convolution and squeeze-excite's sums are one pass, the feed-forward is two."""
         layer, sums, y = self.spatial, None, x
         if layer is not None:
-            y, sums = depthwise_conv2d_with_sums(x, layer.weight, layer.bias, dilation=layer.dilation)
+            y, sums = depthwise_conv2d_with_sums(
+                x, layer.weight, layer.bias, dilation=layer.dilation, padding=layer.padding
+            )
         if self.training and self.drop_path.rate > 0:
             dropped: Tensor = self.drop_path(self._fed_forward(y, torch.zeros_like(x), sums))
             return x + dropped
@@ -331,16 +343,22 @@ class Block(nn.Module):
 
     def calls_layers(self) -> bool:
         """Whether the layers are called, since their weights do not say all that they do."""
-        return self.replaced_layer() is not None or has_hooks_inside(self)
+        is_replaced = self.replaced_layer() is not None or (self.deploy and self.replaced_convolution() is not None)
+        return is_replaced or has_hooks_inside(self)
 
     def replaced_layer(self) -> nn.Module | None:
         """A layer that computes otherwise than the kind of layer whose weights are taken, or None."""
         modules = cast(dict[str, Any], self._modules)
         for part, name, kind in LAYERS_BY_WEIGHTS:
             layer = modules[part]._modules.get(name, modules[part])
-            if type(layer) is not kind and type(layer).forward is not kind.forward:
+            if not (_is_kind(layer, kind) and (kind is not nn.GELU or layer.approximate == "none")):
                 return cast(nn.Module, layer)
         return None
+
+    def replaced_convolution(self) -> nn.Module | None:
+        """The same of the depthwise convolution (the large one of a dilated re-parameterised one)."""
+        layer = _large(self._modules["dwconv"])
+        return None if _is_kind(layer, DepthwiseConv2d if self.kernel_size else nn.Identity) else layer
 
     def folded_weights(self) -> BlockWeights:
         """The weights of the inference form of a block with a convolution."""
@@ -465,7 +483,22 @@ def _hooks_inside(module: nn.Module) -> bool:
 
 def _is_plain(downsample: nn.Module) -> bool:
     """Whether the downsampling layer is fully described by its weights."""
-    return type(downsample) is ConvNorm and not has_hooks(downsample) and not has_hooks_inside(downsample)
+    return type(downsample) is ConvNorm and not has_hooks(downsample) and not downsample.calls_layers()
+
+
+def _says_all(layer: Any, kind: type[nn.Module]) -> bool:
+    """Whether the weights of a layer of a `ConvNorm` say all that it does."""
+    if not _is_kind(layer, kind):
+        return False
+    if kind is nn.Conv2d:
+        settings = layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+        return settings == ((2, 2), (1, 1), (1, 1), 1, "zeros")
+    return kind is not nn.GELU or layer.approximate == "none"
+
+
+def _is_kind(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is of that kind, or computes as one does (with parametrised weights, say)."""
+    return type(layer) is kind or type(layer).forward is kind.forward
 
 
 def _is_folded(block: nn.Module) -> bool:
@@ -473,12 +506,24 @@ def _is_folded(block: nn.Module) -> bool:
     return (
         type(block) is Block
         and block.deploy
-        and isinstance(block._modules["dwconv"], DepthwiseConv2d | DilatedReparamConv)
+        and block.kernel_size > 0
+        and block.replaced_convolution() is None
+        and _pads_zeros(_large(block._modules["dwconv"]))
         and not (block.training and block.drop_path.rate > 0)
         and not has_hooks(block)
         and block.replaced_layer() is None
         and not has_hooks_inside(block)
     )
+
+
+def _large(mixer: Any) -> Any:
+    """The large convolution of a dilated re-parameterised one; another layer as it is."""
+    return mixer._modules["lk_origin"] if type(mixer) is DilatedReparamConv else mixer
+
+
+def _pads_zeros(layer: DepthwiseConv2d) -> bool:
+    """Whether it is a convolution without dilation and with zeros beyond the map."""
+    return layer.dilation == 1 and layer.padding == "zero"
 
 
 def _spatial_mixer(channels: int, kernel_size: int, deploy: bool, has_branches: bool) -> nn.Module:

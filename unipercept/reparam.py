@@ -21,16 +21,21 @@ class Folded(NamedTuple):
     bias: Tensor
 
 
-def fuse_bn(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> Folded:
+def fuse_bn(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> Folded:
     """A convolution or linear layer (output channels first) followed by a batch norm, as one layer."""
     scale, shift = bn_scale_shift(norm)
     bias64 = torch.zeros_like(shift) if bias is None else bias.double()
     return Folded(weight.double() * scale.view(-1, *[1] * (weight.ndim - 1)), shift + bias64 * scale)
 
 
-def bn_scale_shift(norm: nn.BatchNorm2d) -> Folded:
-    """A batch norm with its running statistics as y = scale * x + shift, C each."""
-    assert norm.running_mean is not None
+def bn_scale_shift(norm: nn.Module) -> Folded:
+    """A batch norm with its running statistics as y = scale * x + shift, C each.
+
+    Raises:
+        InputError: it is none, or has no weights or running statistics.
+    """
+    if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm) or norm.weight is None or norm.running_mean is None:
+        raise InputError(f"batch norms with weights and running statistics can be merged, not {norm}")
     assert norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return Folded(scale, norm.bias.double() - norm.running_mean.double() * scale)
@@ -69,7 +74,6 @@ def fold_spatial(block: Block) -> Folded | None:
     layer = block.spatial
     if layer is None:
         return None
-    assert isinstance(block.norm, nn.BatchNorm2d)
     if isinstance(block.dwconv, DilatedReparamConv):
         merged = merge_branches(block.dwconv)
         return fuse_bn(merged.weight, merged.bias, block.norm)
@@ -79,7 +83,6 @@ def fold_spatial(block: Block) -> Folded | None:
 def fold_contract(block: Block) -> Folded:
     """The second linear layer of a block with GRN's bias, the norm after it and the layer scale folded in."""
     norm, beta = block.pwconv2[2], block.response_norm.beta
-    assert isinstance(norm, nn.BatchNorm2d)
     assert beta is not None
     # GRN adds beta after its normalisation, so that it passes the linear layer as a constant.
     passed = block.contract.weight.double() @ beta.double().flatten()
@@ -101,7 +104,7 @@ def reparameterize(model: Model) -> Model:
     (running statistics), up to rounding.
 
     Raises:
-        InputError: a block has a layer of another kind, such as one wrapped by an adapter.
+        InputError: a block has a layer of another kind, such as an adapter around one, or a norm without statistics.
 
     >>> model = unipercept.build_backbone("unireplknet_a").eval()
     >>> merged = unipercept.reparameterize(model)
@@ -119,11 +122,12 @@ def reparameterize(model: Model) -> Model:
 
 
 def _merged_block(block: Block) -> Block:
-    if (replaced := block.replaced_layer()) is not None:
-        raise InputError(
-            f"a block can be merged with its own layers alone, not with a {type(replaced).__name__}: merge adapters into the "
-            "weights of their layers first"
-        )
+    for replaced in (block.replaced_layer(), block.replaced_convolution()):
+        if replaced is not None:
+            raise InputError(
+                f"a block can be merged with its own layers alone, not with a {type(replaced).__name__}: merge adapters into "
+                "the weights of their layers first"
+            )
     like = block.expand.weight
     merged = Block(block.channels, block.kernel_size, block.drop_path.rate, deploy=True).to(like.device, like.dtype)
     merged.se, merged.pwconv1 = copy.deepcopy((block.se, block.pwconv1))
@@ -132,7 +136,18 @@ def _merged_block(block: Block) -> Block:
     spatial = fold_spatial(block)
     if spatial is not None:
         _fill(merged.spatial, spatial)
+        _set_as(merged.spatial, block)
     return merged.eval()
+
+
+def _set_as(layer: nn.Module | None, block: Block) -> None:
+    """Give the merged convolution the dilation and padding that those of the block were set to."""
+    assert isinstance(layer, DepthwiseConv2d)
+    assert block.spatial is not None
+    layer.dilation, layer.padding = block.spatial.dilation, block.spatial.padding
+    branches = list(block.dwconv.branch_layers()) if isinstance(block.dwconv, DilatedReparamConv) else []
+    if branches and (layer.dilation > 1 or any(branch.padding != layer.padding for branch, _ in branches)):
+        raise InputError("branches are merged where the large kernel has no dilation and all have the same padding")
 
 
 def _fill(layer: nn.Module | None, folded: Folded) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unipercept.errors import InputError
 from unipercept.kernels.branch_norm_sum.reference import branch_norm_sum_backward_reference, branch_norm_sum_reference
-from unipercept.kernels.dispatch import asked_for, check_no_tangent, choose
+from unipercept.kernels.dispatch import asked_for, autocast_dtype, check_no_tangent, choose
 
 
 def branch_norm_sum(
@@ -53,8 +53,7 @@ def branch_norm_sum(
         InputError: shapes or devices that do not fit, a single value a channel, or an
             implementation that cannot run here.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    x = x.to(autocast_dtype(x) or x.dtype)
     check_no_tangent("branch_norm_sum", x)
     _check(x, weights, scales, shifts, dilations)
     output: tuple[Tensor, Tensor, Tensor, Tensor] = _operator(
@@ -69,8 +68,7 @@ def is_merged(x: Tensor, kernels: Sequence[int], dilations: Sequence[int]) -> bo
         return False
     from unipercept.kernels.branch_norm_sum import gpu  # on first use: a CPU install needs nothing of it
 
-    casts = torch.is_autocast_enabled("cuda") and x.dtype != torch.float64
-    dtype = torch.get_autocast_dtype("cuda") if casts else x.dtype
+    dtype = autocast_dtype(x) or x.dtype
     last = x.is_contiguous(memory_format=torch.channels_last)
     merges: bool = gpu.merges(x.device.index, dtype, tuple(x.shape[1:]), last, tuple(kernels), tuple(dilations))
     return merges

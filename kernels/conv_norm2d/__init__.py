@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.kernels.dense_weight import weight_for_conv2d
-from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched, why_no_triton
+from unipercept.kernels.dispatch import WATCHED, autocast_dtype, choose_fused, is_watched, why_no_triton
 from unipercept.kernels.image_conv2d import image_conv2d, takes
 from unipercept.kernels.layer_norm2d import layer_norm2d
 
@@ -84,7 +84,7 @@ def _why_not(x: Tensor, w: Tensor, others: tuple[Tensor | None, ...], gelu: bool
         return f"it takes 3x3 kernels for a map that is not empty, got {tuple(w.shape)} and {tuple(x.shape)}"
     if any(t is not None and (t.shape != w.shape[:1] or t.device != x.device) for t in others) or w.device != x.device:
         return "the weights do not fit, or are on another device"
-    if w.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
+    if w.dtype != x.dtype or autocast_dtype(x) is not None:
         return f"map and kernel are not of one type, or autocast is on: {x.dtype}, {w.dtype}"
     if is_watched(x, w, *others):
         return WATCHED

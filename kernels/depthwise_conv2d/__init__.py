@@ -16,7 +16,7 @@ from unipercept.kernels.depthwise_conv2d.reference import (
     input_gradient_reference,
     weight_gradient_reference,
 )
-from unipercept.kernels.dispatch import call, choose, is_forced, say_once
+from unipercept.kernels.dispatch import autocast_dtype, call, choose, is_forced, say_once
 
 
 def depthwise_conv2d(
@@ -79,8 +79,7 @@ def depthwise_conv2d_with_sums(
 def _prepared(
     x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: Padding
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight, bias, dilation, padding)
     return x, weight, bias

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.cast import cast_together, pack, packed_size, unpacked
-from unipercept.kernels.dispatch import call, check_no_tangent, choose, is_forced, why_no_triton
+from unipercept.kernels.cast import cast_together, dense, pack, packed_size, unpacked
+from unipercept.kernels.dispatch import autocast_dtype, call, check_no_tangent, choose, is_forced, why_no_triton
 from unipercept.kernels.feed_forward.reference import (
     Gradients,
     Norm,
@@ -36,6 +36,7 @@ from unipercept.kernels.feed_forward.reference import (
 
 GPU_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_TRAINED_IMAGES = 65_535  # an image each along a grid's third dimension
+MOST_HIDDEN = 2_000_000_000  # of an image: passes over it count in 32 bits, some rows beyond its end too
 
 
 def feed_forward(
@@ -138,8 +139,7 @@ def _prepare(
     """The arguments, checked, `y` in the autocast type, and without the dimensions of
     size one that modules give them.
     """
-    if torch.is_autocast_enabled(y.device.type) and y.dtype != torch.float64:
-        y = y.to(torch.get_autocast_dtype(y.device.type))
+    y = y.to(autocast_dtype(y) or y.dtype)
     weights = Weights(*(p if p is None or i in (4, 8) else _squeezed(p, i in (0, 2)) for i, p in enumerate(parameters)))  # type: ignore[arg-type]
     _check(y, sums, weights)
     return y, sums, weights
@@ -152,10 +152,8 @@ def _squeezed(parameter: Tensor, is_matrix: bool) -> Tensor:
 
 
 def _check(y: Tensor, sums: Tensor | None, weights: Weights) -> None:
-    if y.ndim != 4 or y.numel() == 0 or not y.is_floating_point():
-        raise InputError(
-            f"feed_forward needs a floating-point y BxHxWxC that is not empty, got {_shape(y)} in {y.dtype}"
-        )
+    if y.ndim != 4 or 0 in y.shape[1:] or not y.is_floating_point():  # a batch may be empty
+        raise InputError(f"feed_forward needs a floating-point y BxHxWxC with cells, got {_shape(y)} in {y.dtype}")
     channels, squeezed, hidden = y.shape[3], weights.down_b.shape[0], weights.b1.shape[0]
     expected = (
         (squeezed, channels), (squeezed,), (channels, squeezed), (channels,), (hidden, channels), (hidden,), (hidden,),
@@ -180,12 +178,14 @@ def _shape(x: Tensor) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
+def _chosen(operation: str, y: Tensor, hidden: int, asked: str | None) -> str:
     """The implementation to run; it is chosen inside the operators, so that a compiled
     program runs on either device.
     """
 
     def why_not(name: str) -> str | None:
+        if not len(y):
+            return "the batch is empty"
         if name == "cpu":
             from unipercept.kernels.feed_forward import cpu  # on first use: what it needs may not be installed
 
@@ -196,6 +196,8 @@ def _chosen(operation: str, y: Tensor, asked: str | None) -> str:
             return "float32 products are left to cuBLAS"
         if operation != "feed_forward" and y.shape[0] > MOST_TRAINED_IMAGES:
             return f"they train on up to {MOST_TRAINED_IMAGES} images at once, got {y.shape[0]}"
+        if y.shape[1] * y.shape[2] * hidden > MOST_HIDDEN:
+            return f"they take up to {MOST_HIDDEN:,} hidden values an image, got {tuple(y.shape[1:3])} of {hidden}"
         return why_no_triton(y, GPU_TYPES)
 
     return choose(operation, ("reference", "cpu", "gpu"), y, asked, why_not)
@@ -205,8 +207,8 @@ def _infer(
     y: Tensor, residual: Tensor, sums: Tensor | None, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor,
     w1: Tensor, b1: Tensor, gamma: Tensor, w2: Tensor, b2: Tensor | None, implementation: str | None,
 ) -> Tensor:  # fmt: skip
-    chosen = _chosen("feed_forward", y, implementation)
-    y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
+    chosen = _chosen("feed_forward", y, len(b1), implementation)
+    y, given = dense(y), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, None, w2, b2)
     weights = Weights(*cast_together(given, y.dtype))  # type: ignore[arg-type]
     if chosen == "cpu":
         from unipercept.kernels.feed_forward.cpu import feed_forward_cpu
@@ -215,7 +217,7 @@ def _infer(
     if chosen == "gpu":
         from unipercept.kernels.feed_forward.gpu import feed_forward_gpu  # on first use: a CPU install needs no Triton
 
-        return feed_forward_gpu(y, residual.contiguous(), sums, weights)
+        return feed_forward_gpu(y, dense(residual), sums, weights)
     output, _ = feed_forward_reference(y, sums, weights)
     return (residual + output).to(residual.dtype).contiguous()
 
@@ -239,8 +241,8 @@ def _training(
     """The output; the fields of `Saved`; mean and variance of the norm, empty without one; the
     weights as `pack` casts them.
     """
-    chosen = _chosen("feed_forward_train", y, implementation)
-    y, given = y.contiguous(), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
+    chosen = _chosen("feed_forward_train", y, len(b1), implementation)
+    y, given = dense(y), Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     channels = 0 if norm_weight is None else y.shape[3]
     mean, variance = (y.new_empty(channels, dtype=_wide_type(y)) for _ in range(2))
     norm = None
@@ -293,8 +295,8 @@ def _gradients(
     norm_weight: Tensor | None, norm_bias: Tensor | None, eps: float, implementation: str | None,
 ) -> list[Tensor]:  # fmt: skip
     """The fields of `Gradients` that are not None."""
-    chosen = _chosen("feed_forward_backward", y, implementation)
-    grad, y = grad.contiguous(), y.contiguous()
+    chosen = _chosen("feed_forward_backward", y, len(b1), implementation)
+    grad, y = dense(grad), dense(y)
     saved = Saved(mean, gate, squeezed, hidden, factor, norm, gated, centre, grown)
     given = Weights(down_w, down_b, up_w, up_b, w1, b1, gamma, beta, w2, b2)
     weights = Weights(*unpacked(flat, given, y.dtype))  # type: ignore[arg-type]

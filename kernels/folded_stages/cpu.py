@@ -16,7 +16,7 @@ from unipercept.kernels.folded_blocks.cpu import blocks_step, copied_weights, do
 from unipercept.kernels.folded_stages import ConvNormWeights, Stage, tensors
 from unipercept.kernels.llvm import takes_images
 from unipercept.kernels.llvm import why_not as why_no_llvm
-from unipercept.kernels.plans import Plan, Step, key_of, known_plan, new_plan
+from unipercept.kernels.plans import Key, Plan, Step, key_of, known_plan, new_plan
 from unipercept.kernels.workspace import workspace_map
 
 
@@ -94,7 +94,7 @@ def _plan(x: Tensor, stages: Sequence[Stage], maps: Sequence[Tensor], threads: i
     weights = tensors(stages)
     copied = [conv.w for stage in stages for conv in stage.downsample]
     copied += [weight for stage in stages for weight in copied_weights(stage.blocks)]
-    return new_plan(key_of(x, weights), steps, (x, *maps), weights, copied, rooms)
+    return new_plan(_key(x, stages, weights), steps, (x, *maps), weights, copied, rooms)
 
 
 def _joined(steps: Sequence[Step]) -> list[Step]:
@@ -114,4 +114,9 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
 
 def _known(x: Tensor, stages: Sequence[Stage]) -> Plan | None:
     weights = tensors(stages)
-    return known_plan(key_of(x, weights), weights)
+    return known_plan(_key(x, stages, weights), weights)
+
+
+def _key(x: Tensor, stages: Sequence[Stage], weights: Sequence[Tensor | None]) -> Key:
+    """With what is no tensor but goes into the kernels: the norms' eps, and whether a GELU follows."""
+    return (*key_of(x, weights), *(conv[4:] for stage in stages for conv in stage.downsample))

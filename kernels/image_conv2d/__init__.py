@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unipercept.errors import InputError
-from unipercept.kernels.dispatch import check_no_tangent, choose, why_no_triton
+from unipercept.kernels.cast import dense
+from unipercept.kernels.dispatch import autocast_dtype, check_no_tangent, choose, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS, MAX_WIDTH = 7, 256  # of the input and of the result
@@ -33,8 +34,7 @@ def image_conv2d(x: Tensor, w: Tensor, *, implementation: str | None = None) -> 
     Raises:
         InputError: shapes or types that do not fit, or an implementation that cannot run here.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    if (dtype := autocast_dtype(x)) is not None:
         x, w = x.to(dtype), w.to(dtype)
     if x.ndim != 4 or w.shape[1:] != (x.shape[1], 3, 3) or w.dtype != x.dtype or w.device != x.device:
         raise InputError(
@@ -48,10 +48,20 @@ def image_conv2d(x: Tensor, w: Tensor, *, implementation: str | None = None) -> 
 
 def takes(x: Tensor, w: Tensor) -> bool:
     """Whether it is faster than PyTorch's: 16-bit types, autocast's included, of few channels on a GPU."""
-    casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(x.device.type) if casts else x.dtype
-    fits = x.ndim == 4 and w.shape[1:] == (x.shape[1], 3, 3) and x.numel() > 0 and (casts or w.dtype == x.dtype)
-    return x.is_cuda and dtype in GPU_TYPES and fits and 1 <= x.shape[1] <= MAX_CHANNELS and w.shape[0] <= MAX_WIDTH
+    casts = autocast_dtype(x)
+    fits = (
+        x.ndim == 4
+        and w.shape[1:] == (x.shape[1], 3, 3)
+        and x.numel() > 0
+        and (casts is not None or w.dtype == x.dtype)
+    )
+    return (
+        x.is_cuda
+        and (casts or x.dtype) in GPU_TYPES
+        and fits
+        and 1 <= x.shape[1] <= MAX_CHANNELS
+        and w.shape[0] <= MAX_WIDTH
+    )
 
 
 def _chosen(x: Tensor, w_shape: torch.Size, asked: str) -> str:
@@ -67,7 +77,7 @@ def _chosen(x: Tensor, w_shape: torch.Size, asked: str) -> str:
 
 @torch.library.custom_op("unipercept::image_conv2d", mutates_args=())
 def _operator(x: Tensor, w: Tensor, implementation: str) -> Tensor:
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = _laid_out(x)
     if _chosen(x, w.shape, implementation) == "gpu":
         from unipercept.kernels.image_conv2d.gpu import image_conv2d_gpu  # on first use: a CPU install needs no Triton
 
@@ -85,7 +95,7 @@ def _(x: Tensor, w: Tensor, implementation: str) -> Tensor:
 @torch.library.custom_op("unipercept::image_conv2d_weight_gradient", mutates_args=())
 def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
     """Gradient of `w`, in its type and layout."""
-    x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+    x, grad = _laid_out(x), _laid_out(grad)
     if _chosen(x, w.shape, implementation) == "gpu":
         from unipercept.kernels.image_conv2d.gpu import weight_gradient_gpu
 
@@ -96,6 +106,11 @@ def _weight_gradient(grad: Tensor, x: Tensor, w: Tensor, implementation: str) ->
 @_weight_gradient.register_fake
 def _(grad: Tensor, x: Tensor, w: Tensor, implementation: str) -> Tensor:
     return torch.empty_like(w)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Dense and channels-last; see `dense` for the address."""
+    return dense(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def _gradients(grad: Tensor, x: Tensor, w: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unipercept.kernels.dispatch import WATCHED, choose_fused, is_watched, why_no_triton
+from unipercept.kernels.dispatch import WATCHED, autocast_dtype, choose_fused, is_watched, why_no_triton
 
 GPU_TYPES = (torch.bfloat16, torch.float16)
 MAX_CHANNELS = 4096  # that a program holds in registers, sixteen cells of each at a time
@@ -99,7 +99,7 @@ def _why_not(x: Tensor, weight: Tensor, bias: Tensor) -> str | None:
         return "the map is not channels-last"
     if any(t.shape != x.shape[1:2] or t.device != x.device or t.dtype != x.dtype for t in (weight, bias)):
         return "the weights do not fit, or are of another type or on another device"
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_dtype(x) is not None:
         return "autocast is on"
     if is_watched(x, weight, bias):
         return WATCHED

@@ -36,6 +36,14 @@ def test_changed_weights_of_a_downsampling_convolution_count_at_once():
             assert torch.allclose(folded_stages(x, stages, implementation="cpu")[-1], expected, atol=1e-4), name
 
 
+def test_a_changed_eps_counts_at_once():
+    x, stages = normal(1, 3, 37, 70), random_stages(3)
+    for eps in (1e-6, 0.5):  # the tensors stay the same
+        stages = [stage._replace(downsample=[c._replace(eps=eps) for c in stage.downsample]) for stage in stages]
+        found, expected = (folded_stages(x, stages, implementation=name)[-1] for name in ("cpu", "reference"))
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
 def test_changed_weights_of_a_run_of_blocks_count_at_once():
     x, blocks = normal(1, 8, 9, 9).contiguous(memory_format=torch.channels_last), random_blocks(8, 2)
     for name in ("conv_w", "conv_b", "up_b", "w1", "b1", "w2"):

@@ -336,6 +336,13 @@ def test_its_training_form_compiles_as_one_graph():
         assert torch.equal(found, exact)
 
 
+def test_images_whose_places_need_more_than_32_bits_are_not_for_the_kernels():
+    y, _, weights = random_case((1, 1, 1, 4, 8))
+    large = y.expand(1, 40_000, 8_000, 4)  # 2.56e9 hidden values; only its size is asked for
+    with pytest.raises(InputError, match="up to 2,000,000,000 hidden values an image"):
+        infer(large, large, weights, implementation="gpu")
+
+
 def test_more_images_than_a_grid_has_room_for_train_on_the_reference():
     y, _, weights = random_case((65_536, 1, 1, 4, 8))
     with watch() as seen:

@@ -55,6 +55,23 @@ def test_value_and_gradients_are_rounded_once(shape, width, dtype, triton_device
         assert error(ours, right) < (2.0**-8 if dtype == torch.bfloat16 else 2.0**-11)
 
 
+@on_gpu
+@pytest.mark.parametrize(
+    ("shape", "width"), [((1, 5, 33, 57), 40), ((2, 4, 20, 30), 40), ((2, 3, 33, 33), 40)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("offset", [0, 3, 4])
+def test_maps_and_gradients_may_begin_anywhere(shape, width, dtype, offset):
+    given = case(shape, width, dtype, "cuda")
+    moved = []
+    for t in given:
+        t = t.contiguous(memory_format=torch.channels_last)
+        room = torch.full((t.numel() + 8,), torch.nan, dtype=dtype, device="cuda")
+        moved.append(torch.as_strided(room, t.shape, t.stride(), offset).copy_(t))
+    for ours, right in zip(run(image_conv2d, *moved), exact(*given), strict=True):
+        assert error(ours, right) < (2.0**-8 if dtype == torch.bfloat16 else 2.0**-11)
+
+
 @pytest.mark.parametrize(("shape", "width"), SHAPES[:2], ids=str)
 def test_the_reference_is_torchs_own(shape, width):
     given = case(shape, width, torch.float64)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+from unipercept.backbone import build_backbone
 from unipercept.blocks import Block
 from unipercept.errors import InputError
 from unipercept.kernels import depthwise_conv2d, dispatch, layer_norm2d
@@ -60,6 +61,16 @@ def test_the_launch_on_a_gpu_casts_the_same(triton_device):
     for t in given:
         assert torch.equal(flat[begin : begin + t.numel()], t.to(dtype))
         begin += -(-t.numel() // STEP) * STEP
+
+
+@torch.no_grad()
+def test_torch_counts_the_operations_of_the_plain_reference():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build_backbone("unireplknet_a", num_classes=1000, deploy=True).eval()
+    with plain_reference(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 224, 224))
+    assert counter.get_total_flops() == pytest.approx(1.28e9, rel=1e-3)  # as docs/kernels.md has it
 
 
 def test_a_gradient_of_the_plain_reference_is_that_of_the_operators():
