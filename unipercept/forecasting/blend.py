@@ -116,10 +116,10 @@ def best_weights(products: Tensor, pull: float = 0.0) -> Tensor:
     """M weights of 0 or more with sum 1 whose mean has the least square, pulled to equal ones.
 
     But for their sum, they are the x of 0 or more with the least x P x / 2 - sum(x), since a larger sum is a matter of
-    scale alone; and that is least squares with P = U' U.
+    scale alone; and that is least squares with P = L L'.
     """
     eye = torch.eye(len(products), dtype=products.dtype)
-    upper = torch.linalg.cholesky(products + (pull + ALIKE) * products.diagonal().mean() * eye, upper=True)
-    ones = torch.ones(len(products), 1, dtype=products.dtype)
-    found, _ = nnls(upper.numpy(), torch.linalg.solve_triangular(upper.T, ones, upper=False)[:, 0].numpy(), maxiter=1000)
+    lower = torch.linalg.cholesky(products + (pull + ALIKE) * products.diagonal().mean() * eye)
+    target = torch.linalg.solve_triangular(lower, eye.sum(1, keepdim=True), upper=False).squeeze(1)
+    found, _ = nnls(lower.T.numpy(), target.numpy(), maxiter=1000)
     return torch.from_numpy(found / found.sum())
