@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from unipercept.forecasting.lines import Line
 from unipercept.forecasting.network import SeriesForecast, SeriesForecaster
 from unipercept.forecasting.windows import Batch, Windows
 
+ALIKE = 1e-12  # the least pull, for members that are alike
 PULLS = (0.0, 0.03, 0.1, 0.3, 1.0, 10.0)  # to equal weights, in the members' mean square error
 MOST_WINDOWS = 1500  # of validation, spread over it
 BATCH = 4_000_000  # steps of all windows at a time
@@ -112,20 +113,13 @@ def _products(members: Blend, i: int, stretch: range, windows: Windows) -> Tenso
 
 
 def best_weights(products: Tensor, pull: float = 0.0) -> Tensor:
-    """M weights of 0 or more with sum 1 whose mean has the least square, pulled to equal ones; tries which are 0."""
-    size = len(products)
-    pulled = products + pull * products.diagonal().mean() * torch.eye(size, dtype=products.dtype)
-    best, least = None, torch.inf
-    for count in range(1, size + 1):
-        for used in combinations(range(size), count):
-            part = pulled[list(used)][:, list(used)]
-            solved, singular = torch.linalg.solve_ex(part, torch.ones(count, dtype=part.dtype))
-            if singular:  # members that are alike: fewer of them do as well
-                continue
-            weight = torch.zeros(size, dtype=part.dtype)
-            weight[list(used)] = solved / solved.sum()
-            error = float(weight @ pulled @ weight)
-            if (weight >= 0).all() and error < least:
-                best, least = weight, error
-    assert best is not None
-    return best
+    """M weights of 0 or more with sum 1 whose mean has the least square, pulled to equal ones.
+
+    But for their sum, they are the x of 0 or more with the least x P x / 2 - sum(x), since a larger sum is a matter of
+    scale alone; and that is least squares with P = L L'.
+    """
+    eye = torch.eye(len(products), dtype=products.dtype)
+    lower = torch.linalg.cholesky(products + (pull + ALIKE) * products.diagonal().mean() * eye)
+    target = torch.linalg.solve_triangular(lower, eye.sum(1, keepdim=True), upper=False).squeeze(1)
+    found, _ = nnls(lower.T.numpy(), target.numpy(), maxiter=1000)
+    return torch.from_numpy(found / found.sum())
