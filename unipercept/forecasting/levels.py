@@ -9,7 +9,6 @@ Shapes: T rows, V series.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +52,7 @@ def _stands_out(values: Array, period: int, as_never: float, sudden: float) -> J
     level = _without_season(forward_filled(values[:, None])[first:, 0], period)
     rows = len(level)
     # The medians of the rows from each one on and of those before it; the last rows have fewer after them.
-    padded = np.concatenate([level, np.full(AROUND, np.nan)])
-    medians = np.nanmedian(np.lib.stride_tricks.sliding_window_view(padded, AROUND)[:rows], axis=1)
+    medians = _moving_median(level[::-1], AROUND)[::-1]
     change = medians[AROUND:] - medians[: rows - AROUND]  # at row AROUND + i
     change = change - np.median(change)
     at = np.arange(AROUND, rows)
@@ -115,10 +113,19 @@ def _without_season(values: Array, period: int) -> Array:
     """Less the median of each phase about the median of a cycle, which no single jump moves."""
     if period < 2 or len(values) < 3 * period:
         return values
-    half = period // 2
-    padded = np.concatenate([np.full(half, np.nan), values, np.full(half, np.nan)])
-    windows: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
-    about = values - np.nanmedian(windows, axis=1)
-    phase = np.arange(len(values)) % period
-    season = np.array([np.median(about[phase == p]) for p in range(period)])
-    return np.asarray(values - (season - season.mean())[phase])
+    about = values - _moving_median(values, 2 * (period // 2) + 1, centred=True)
+    cycles = -(-len(values) // period)
+    phases = np.full(cycles * period, np.nan)
+    phases[: len(values)] = about
+    ordered = np.sort(phases.reshape(cycles, period), axis=0)  # NaN comes last
+    known = np.where(np.arange(period) < len(values) - (cycles - 1) * period, cycles, cycles - 1)
+    low, high = np.take_along_axis(ordered, np.stack([(known - 1) // 2, known // 2]), axis=0)
+    season = (low + high) / 2
+    return np.asarray(values - (season - season.mean())[np.arange(len(values)) % period])
+
+
+def _moving_median(values: Array, rows: int, *, centred: bool = False) -> Array:
+    """Of the last `rows` rows up to each one, or of those around it; of fewer at the ends."""
+    import pandas as pd
+
+    return pd.Series(values).rolling(rows, center=centred, min_periods=1).median().to_numpy()
