@@ -1,8 +1,8 @@
 """The evidence for a label: integrated gradients on the input's own axes.
 
-Grad-CAM, which this module had before, points at places in a late stage. Kernels of 13 cells and squeeze-and-excitation
-carry what lies there in from the whole map: but for ESC-10, taking out what it marked changed a label hardly more than
-taking out blocks at random (benchmarks/results/perception.md).
+Not Grad-CAM: it points at places in a late stage, into which kernels of 13 cells and squeeze-and-excitation carry what
+lies all over the map. Taking out what it marks changes a label hardly more than taking out blocks at random
+(benchmarks/results/perception.md).
 
 Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 """
@@ -169,9 +169,8 @@ def explain_file(
 
     def maps() -> Iterator[EmbeddingMap]:
         for emap in pipe.maps(path):
-            pipe.model = load_model(
-                model, in_channels=emap.tensor.shape[1], device=device
-            )  # kept, not loaded each time
+            channels = emap.tensor.shape[1]
+            pipe.model = load_model(model, in_channels=channels, device=device)  # kept, not loaded each time
             yield emap
 
     named = name_pieces(pipe, maps(), source=str(path))
@@ -353,9 +352,8 @@ def _write_axes(axes: Any, emap: EmbeddingMap) -> None:
         return
     for name, axis in emap.coords.items():
         words = readable(emap, name)
-        count = (
-            5 if axis.dim == "H" or np.abs(axis.values.numpy()).max() < 1000 else 3
-        )  # side by side there is little room
+        long = np.abs(axis.values.numpy()).max() >= 1000
+        count = 3 if long and axis.dim == "W" else 5  # side by side there is little room
         # Mel bins are not even in Hz: the ticks are round numbers of it all the same.
         places, texts = frequency_ticks(words.values) if name == "frequency" and axis.dim == "H" else words.ticks(count)
         (axes.set_xticks if axis.dim == "W" else axes.set_yticks)(places, texts)
