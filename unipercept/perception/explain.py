@@ -9,6 +9,7 @@ Shapes: B maps of one recording, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -37,6 +38,9 @@ N_STEPS = 8  # from the blurred map to the map: the result of 48 correlates with
 BLUR = 1 / 8  # deviation of the blur, in shorter sides of the map
 SMOOTHING = 2.0  # deviation in cells: the parts of one edge of the input count together
 CELLS_AT_ONCE = 1 << 17  # of maps in a pass with gradients
+# Threads that build graphs on the same weights at once can stand still for ever: torch 2.13 holds a weight's lock while
+# it waits for Python's, and the other way round.
+_GRAPHS = threading.Lock()
 SEEN_BY_EYE = ("image", "video", "pointcloud")  # drawn with cells as high as wide
 
 
@@ -297,7 +301,7 @@ def evidence(
     Source: Sundararajan et al. (2017), Axiomatic Attribution for Deep Networks, equation 3; the blurred baseline is
     that of Fong and Vedaldi (2017).
     """
-    with torch.inference_mode(False), torch.no_grad():
+    with _GRAPHS, torch.inference_mode(False), torch.no_grad():
         maps, shares = emap.tensor.clone(), emap.real_share().to(emap.tensor.device)
         real = torch.ones_like(maps[:, :1]) if emap.mask is None else emap.mask[:, None].to(maps)
         probability = (
