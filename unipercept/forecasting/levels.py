@@ -128,4 +128,5 @@ def _moving_median(values: Array, rows: int, *, centred: bool = False) -> Array:
     """Of the last `rows` rows up to each one, or of those around it; of fewer at the ends."""
     import pandas as pd
 
-    return pd.Series(values).rolling(rows, center=centred, min_periods=1).median().to_numpy()
+    found = pd.Series(values).rolling(rows, center=centred, min_periods=1).median()
+    return np.asarray(found, np.float64)
