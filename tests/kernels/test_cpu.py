@@ -73,7 +73,8 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 def assert_as_exact_as_torch(found: Tensor, plain: Tensor, exact: Tensor) -> None:
     assert found.dtype == torch.float32
-    assert error(found, exact) <= 2 * error(plain, exact) + 1e-7
+    # Of few values torch's rounding may be good by chance, on one processor or another: two units in the last place.
+    assert error(found, exact) <= 2 * error(plain, exact) + 2 * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize("shape", CONVOLUTIONS)

@@ -181,3 +181,18 @@ def test_it_compiles_into_one_graph():
     x, weight = torch.randn(1, 2, 8, 8), torch.randn(2, 1, 3, 3)
     compiled = torch.compile(lambda a, b: depthwise_conv2d(a, b) * 2, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x, weight), depthwise_conv2d(x, weight) * 2)
+
+
+def test_a_dilated_weight_gradient_in_bfloat16_reads_what_was_written():
+    """torch's own is off by 1e30 over channels-last maps on some processors, where memory was used before."""
+    x = torch.randn(2, 8, 31, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.randn(8, 1, 3, 3, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exact = weight.double().requires_grad_()
+    depthwise_conv2d(x.double(), exact, dilation=2, implementation="reference").sum().backward()
+    for layout in (torch.contiguous_format, torch.channels_last):
+        used = [torch.full((n,), 3e38) for n in (1000, 3000, 10000, 50000)]
+        del used
+        found = weight.clone().requires_grad_()
+        result = depthwise_conv2d(x.contiguous(memory_format=layout), found, dilation=2, implementation="reference")
+        result.sum().backward()
+        assert (found.grad.double() - exact.grad).norm() < 0.02 * exact.grad.norm()
