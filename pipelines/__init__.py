@@ -8,7 +8,7 @@ video           video_readers reads frames
 pointcloud      cloud_files reads files: cloud_headers, cloud_las, cloud_records, cloud_text; projection renders views
 timeseries      series_table reads tables onto a regular grid; folding makes the map a file: table_file, workbook,
                 table_head, legacy_text, cells; its columns: series_time_column, series_columns, series_times,
-                series_clock, series_static, series_even
+                series_numbers, series_clock, series_static, series_even
 weather         weather_grid gives axes one form, weather_fields variables, weather_units units; weather_values finds
                 codes for missing and wrong units; weather_grib opens GRIB, netcdf NetCDF for one thread at a time,
                 netcdf_classic finds those cut short

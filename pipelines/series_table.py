@@ -32,9 +32,10 @@ from unipercept.pipelines.series_columns import (
     without_row_numbers,
 )
 from unipercept.pipelines.series_even import LOCAL_DAYS, on_even_grid
+from unipercept.pipelines.series_numbers import recognise_numbers
 from unipercept.pipelines.series_static import Attribute, split_static
 from unipercept.pipelines.series_time_column import find_time
-from unipercept.pipelines.series_times import recognise_numbers, says_time
+from unipercept.pipelines.series_times import says_time
 from unipercept.pipelines.table_file import listed, read_frame
 from unipercept.pipelines.table_head import upright
 
@@ -200,7 +201,8 @@ def _frame_of(table: Any, notes: list[str]) -> pandas.DataFrame:
             return _frame_of(table.to_pandas(), notes)
         except (TypeError, ValueError, NotImplementedError) as error:  # a type of column that Arrow lacks
             raise InputError(
-                f"the {type(table).__name__} does not convert to pandas: {one_line(error, 200)}"
+                f"the {type(table).__name__} does not convert to pandas: {one_line(error, 200)}; "
+                "leave that column out or give it another type"
             ) from error
     raise InputError(
         "expected a path, a pandas, polars or Arrow table, a Series, an xarray object, a NumPy array or a tensor, "

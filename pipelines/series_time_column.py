@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unipercept.errors import InputError, one_line
+from unipercept.pipelines.series_numbers import recognise_numbers
 from unipercept.pipelines.series_times import (
     FIRST_YEAR,
     LAST_YEAR,
@@ -22,7 +23,6 @@ from unipercept.pipelines.series_times import (
     iso_weeks,
     lacks_year,
     month_numbers,
-    recognise_numbers,
     recognise_times,
     says_time,
     settled_by_steps,

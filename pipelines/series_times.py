@@ -1,8 +1,8 @@
 """Times as tables write them: dates in figures and in words, parts of a year, counts since an epoch.
 
-A column is recognised once (`recognise_times`, `recognise_numbers`) and can then be read chunk by chunk. Everything
-becomes datetime64[ns]: UTC where the file gives a zone, the clock of the file where it gives none. A cell counts as a
-time only where a whole date stands in it; nothing is guessed from today's.
+A column is recognised once (`recognise_times`; numbers by `series_numbers`) and can then be read chunk by chunk.
+Everything becomes datetime64[ns]: UTC where the file gives a zone, the clock of the file where it gives none. A cell
+counts as a time only where a whole date stands in it; nothing is guessed from today's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -98,14 +98,10 @@ _REPAIRS: tuple[tuple[str, str], ...] = (
 _NO_YEAR = rf"(?i:\d{{1,2}}\.?[-/ ]{_MONTH_WORD}\.?|{_MONTH_WORD}\.?[-/ ]\d{{1,2}}|\d{{1,2}}[./-]\d{{1,2}}\.?)"
 FEW_CELLS = 12  # that are looked at first
 MIN_READ = 0.9  # share of cells that must read as times
-MIN_COUNTED = 12  # dates as digits in a column whose name does not say so
 MOST_STRAYS = 0.02  # of the dates may have day and month the other way round than all others
-SECONDS_1980, SECONDS_2100 = 315_532_800, 4_102_444_800
 EXCEL_1970, EXCEL_2100 = 25_569, 73_051  # days since 1899-12-30, which is what Excel and its kin count
 FIRST_YEAR, LAST_YEAR = 1678, 2261  # that nanoseconds of 64 bits reach
-# Dates as bare digits that begin with the year.
-_DIGITS = ("%Y%m%d", "%Y%m", "%Y%m%d%H", "%Y%m%d%H%M", "%Y%m%d%H%M%S")
-_LENGTHS = {"%Y%m%d": 8, "%Y%m": 6, "%Y%m%d%H": 10, "%Y%m%d%H%M": 12, "%Y%m%d%H%M%S": 14, "%Y": 4,
+DIGIT_LENGTHS = {"%Y%m%d": 8, "%Y%m": 6, "%Y%m%d%H": 10, "%Y%m%d%H%M": 12, "%Y%m%d%H%M%S": 14, "%Y": 4,
             "%d%m%Y": 8, "%m%d%Y": 8, "%y%m%d": 6}  # fmt: skip
 _FORMS_SAID = {"%Y": "", "%d%m%Y": ", as digits DDMMYYYY", "%m%d%Y": ", as digits MMDDYYYY",
                "%y%m%d": ", as digits YYMMDD", "%m.%Y": ", as months"}  # fmt: skip
@@ -157,7 +153,7 @@ class TimeReading:
             # A day of binary fractions is off by some microseconds; Excel itself shows milliseconds at the best.
             return pd.Series(pd.to_datetime((seconds * 10).round() / 10, unit="s", errors="coerce"))
         if self.kind == "compact":
-            return _of_digits(column, self.unit)
+            return of_digits(column, self.unit)
         text = _digits_in_ascii(column.astype("string").str.strip())
         if self.is_plain:
             parsed = pd.to_datetime(text, errors="coerce", utc=self.has_zone, format="ISO8601")
@@ -223,7 +219,7 @@ def _ahead(zone: str) -> float:
     return sign * (3600.0 * int(zone[1:3]) + 60.0 * int(zone[3:].lstrip(":") or 0))
 
 
-def _of_digits(column: pandas.Series[Any], form: str) -> pandas.Series[Any]:
+def of_digits(column: pandas.Series[Any], form: str) -> pandas.Series[Any]:
     import pandas as pd
 
     if form == "%m.%Y":
@@ -232,7 +228,7 @@ def _of_digits(column: pandas.Series[Any], form: str) -> pandas.Series[Any]:
         return pd.Series(
             pd.to_datetime({"year": ((numbers - month) * 10_000).round(), "month": month, "day": 1}, errors="coerce")
         ).astype("datetime64[ns]")
-    digits = pd.to_numeric(column, errors="coerce").astype("Int64").astype("string").str.zfill(_LENGTHS[form])
+    digits = pd.to_numeric(column, errors="coerce").astype("Int64").astype("string").str.zfill(DIGIT_LENGTHS[form])
     return in_range(pd.Series(pd.to_datetime(digits, format=form, errors="coerce")))
 
 
@@ -414,124 +410,12 @@ def settled_by_steps(column: pandas.Series[Any], reading: TimeReading) -> TimeRe
     return settled if better >= 0.9 and worse < 0.5 else None
 
 
-class _Numbers(NamedTuple):
-    """A column of at least two finite numbers."""
-
-    values: pandas.Series[Any]
-    low: float
-    high: float
-    are_whole: bool
-    are_rising: bool
-
-
-def recognise_numbers(column: pandas.Series[Any], *, is_named: bool) -> TimeReading | None:
-    """The format of times in a column of numbers: since 1970, Excel's days, digits of a date, or years.
-
-    Args:
-        is_named: its name says that it holds times; without, only a rising count of seconds or their
-            parts since 1970 is believed, and dates by their digits that are evenly spaced.
-    """
-    import pandas as pd
-
-    values = pd.to_numeric(column, errors="coerce").astype("float64").dropna()
-    if len(values) < 2 or not np.isfinite(values).all():
-        return None
-    numbers = _Numbers(
-        values,
-        float(values.min()),
-        float(values.max()),
-        bool((values == np.floor(values)).all()),
-        bool((np.diff(values.to_numpy()) >= 0).all()),
-    )
-    digits = _named_digits if is_named else _counted_digits
-    return (
-        (digits(numbers) if numbers.are_whole else _month_and_year(numbers, is_named))
-        or _since_1970(numbers, is_named)
-        or (_excel_days(numbers) if is_named else None)
-    )
-
-
-def _counted_digits(numbers: _Numbers) -> TimeReading | None:
-    """20240131 or 202401: a count of anything else would soon come to a thirteenth month or a 32nd day."""
-    if not numbers.are_rising or len(numbers.values) < MIN_COUNTED:
-        return None
-    for form in ("%Y%m%d", "%Y%m"):
-        if _has_years(numbers.low, numbers.high, form) and _counts(numbers.values, form):
-            return TimeReading("compact", unit=form)
-    return None
-
-
-def _named_digits(numbers: _Numbers) -> TimeReading | None:
-    values, low, high, are_rising = numbers.values, numbers.low, numbers.high, numbers.are_rising
-    for form in _DIGITS:
-        if _has_years(low, high, form) and _reads(values, form):
-            return TimeReading("compact", unit=form)
-    if low >= 190001 and high <= 210053 and are_rising and are_weeks(values % 100):
-        return TimeReading("week", r"(?P<year>\d{4})(?P<part>\d{2})(?:\.0)?")
-    if low >= 1500 and high <= 2200 and are_rising and high > low:
-        return TimeReading("compact", unit="%Y")
-    forms = [form for form in ("%d%m%Y", "%m%d%Y", "%y%m%d") if _reads(values, form)]
-    if len(forms) == 1 and high >= 10 ** (_LENGTHS[forms[0]] - 1):
-        return TimeReading("compact", unit=forms[0])
-    return None
-
-
-def _month_and_year(numbers: _Numbers, is_named: bool) -> TimeReading | None:
-    """3.2024 is March 2024 to those who write dates with points."""
-    if not (numbers.low >= 1 and numbers.high < 13):
-        return None
-    years = (numbers.values % 1 * 10_000).round(3)
-    are_years = bool(years.between(1900, 2100).all() and (years == years.round()).all())
-    if are_years and (is_named or _counts(numbers.values, "%m.%Y")):
-        return TimeReading("compact", unit="%m.%Y")
-    return None
-
-
-def _since_1970(numbers: _Numbers, is_named: bool) -> TimeReading | None:
-    if not is_named and not (numbers.are_whole and numbers.are_rising and numbers.high > numbers.low):
-        return None
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)):
-        if numbers.low / factor > SECONDS_1980 and numbers.high / factor < SECONDS_2100:
-            return TimeReading("epoch", unit=unit)
-    return None
-
-
-def _excel_days(numbers: _Numbers) -> TimeReading | None:
-    values = numbers.values
-    in_order = (
-        numbers.are_rising
-        or bool((np.diff(values.to_numpy()) <= 0).all())
-        or values.nunique() <= 0.5 * len(values)  # many series, one below the other
-    )
-    is_in_range = numbers.low >= EXCEL_1970 and numbers.high <= EXCEL_2100
-    return TimeReading("excel") if is_in_range and in_order else None
-
-
-def _has_years(low: float, high: float, form: str) -> bool:
-    """Whether all numbers of these digits begin with a year from 1900 to 2100."""
-    scale = 10.0 ** (_LENGTHS[form] - 4)
-    return 1900 * scale <= low and high < 2101 * scale
-
-
 def are_weeks(numbers: pandas.Series[Any]) -> bool:
     """Whether numbers after a year count its weeks: beyond twelve, and none above 53."""
     import pandas as pd
 
     counted = pd.to_numeric(numbers, errors="coerce")
     return bool(counted.max() > 12 and counted.between(1, 53).mean() >= MIN_READ)
-
-
-def _counts(numbers: pandas.Series[Any], form: str) -> bool:
-    """Whether all are dates, a step apart that is nearly the same."""
-    times = _of_digits(numbers, form)
-    if times.isna().any():
-        return False
-    gaps = np.diff(times.to_numpy("datetime64[D]").astype(np.int64))
-    return bool(gaps.min() > 0 and gaps.max() <= 4 * gaps.min())
-
-
-def _reads(numbers: pandas.Series[Any], form: str) -> bool:
-    return bool(_of_digits(numbers.iloc[:: max(1, len(numbers) // 200)], form).notna().mean() >= MIN_READ)
 
 
 def is_date_name(name: object) -> bool:

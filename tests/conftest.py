@@ -40,7 +40,7 @@ def golden_dir() -> Path:
 def open3d() -> Any:
     """open3d as the program loads it: by itself it finds only a libusb of the system."""
     from unipercept.errors import MissingDependencyError
-    from unipercept.pipelines.cloud_files import load_open3d
+    from unipercept.open3d_library import load_open3d
 
     try:
         return load_open3d()

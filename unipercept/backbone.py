@@ -20,11 +20,11 @@ from unipercept.blocks import (
     ConvNorm,
     DepthwiseConv2d,
     LayerNorm2d,
-    has_hooks,
     recomputed,
     through_stages,
 )
 from unipercept.errors import InputError
+from unipercept.hooks import has_hooks
 from unipercept.kernels import pooled_logits, pooled_norm
 from unipercept.van import VAN, VAN_VARIANTS, build_van
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.hooks import RemovableHandle
 
 from unipercept.batch_norms import (
     stacked_parameters,
@@ -23,6 +22,7 @@ from unipercept.batch_norms import (
     wide_parameters,
 )
 from unipercept.errors import InputError
+from unipercept.hooks import has_hooks, has_hooks_inside
 from unipercept.kernels import (
     branch_norm_sum,
     conv_norm2d,
@@ -55,10 +55,6 @@ BATCH_NORM_EPS = 1e-5
 LAYER_NORM_EPS = 1e-6
 GRN_EPS = 1e-6
 FFN_RATIO = 4
-
-
-# Stands for this process: a module that was pickled in another, or copied, carries another one.
-_HERE = object()
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -451,34 +447,6 @@ def _buffers_restored(block: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, kept in zip(block.buffers(), before, strict=True):
                 buffer.copy_(kept)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module has hooks, which only a call of the module itself runs."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
-
-
-def has_hooks_inside(module: nn.Module) -> bool:
-    """Whether a module inside this one has hooks.
-
-    Looked for only if a hook was registered anywhere since the last time that there were none: torch counts them.
-    """
-    n_registered = getattr(RemovableHandle, "next_id", None)  # not documented by torch: without it, always looked for
-    if torch.compiler.is_dynamo_compiling() or n_registered is None:  # or each hook of the process would compile anew
-        return _hooks_inside(module)
-    place, last = module.__dict__.get("_last_without_hooks", (None, 0))
-    if place is _HERE and last == n_registered:
-        return False
-    found = _hooks_inside(module)
-    if not found:
-        module.__dict__["_last_without_hooks"] = _HERE, n_registered
-    return found
-
-
-def _hooks_inside(module: nn.Module) -> bool:
-    return any(has_hooks(inner) for inner in module.modules() if inner is not module)
 
 
 def _is_plain(downsample: nn.Module) -> bool:
